@@ -1,0 +1,1 @@
+"""What travels, and where: messages and codec, topology, AMQP link, credentials, signing."""
