@@ -1,7 +1,9 @@
 """What the front door and its callers say to each other over HTTP: the bodies of requests and answers of `/v1`.
 
-Each is a map, as JSON or msgpack by `Content-Type` and `Accept`.  Ids are hex; times are integers, milliseconds since the epoch.  A signed bundle and a function
-record are sent as they are (`RAW`): their exact bytes count.  Every error is `{"error": {"code", "message", "hint", "details"}}` with a code of `errors.TABLE`.
+Each is a map, as JSON or msgpack by `Content-Type` and `Accept`.  Ids are hex; times are integers, milliseconds since the epoch.  A signed
+bundle and a function
+record are sent as they are (`RAW`): their exact bytes count.  Every error is `{"error": {"code", "message", "hint", "details"}}` with a
+code of `errors.TABLE`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all bodies: unknown fields are ignored, so that neighbouring releases understand each other."""
 
 
-class LoginRequest(Record):
+class LoginRequest(Record, frozen=True, kw_only=True):
     """`POST /login`: a one-time code for a token; `key` is the base64 of this machine's public key, `comment` tells where it lives."""
 
     code: str
@@ -34,7 +36,7 @@ class LoginRequest(Record):
     comment: str = ""
 
 
-class TokenAnswer(Record):
+class TokenAnswer(Record, frozen=True, kw_only=True):
     """The only time that a token is seen in clear."""
 
     id: str
@@ -44,7 +46,7 @@ class TokenAnswer(Record):
     expires: int
 
 
-class Me(Record):
+class Me(Record, frozen=True, kw_only=True):
     """`GET /me`."""
 
     user: str
@@ -56,14 +58,14 @@ class Me(Record):
     expires: int = 0
 
 
-class UserRequest(Record):
+class UserRequest(Record, frozen=True, kw_only=True):
     """`POST /users` (administrators)."""
 
     name: str
     admin: bool = False
 
 
-class UserAnswer(Record):
+class UserAnswer(Record, frozen=True, kw_only=True):
     """A user; `code` is the one-time login code of a new one, valid for 10 minutes."""
 
     id: str
@@ -73,14 +75,14 @@ class UserAnswer(Record):
     code_expires: int = 0
 
 
-class TokenRequest(Record):
+class TokenRequest(Record, frozen=True, kw_only=True):
     """`POST /tokens`: `days` until it expires."""
 
     comment: str = ""
     days: float = 30.0
 
 
-class TokenView(Record):
+class TokenView(Record, frozen=True, kw_only=True):
     """One row of `GET /tokens`."""
 
     id: str
@@ -89,14 +91,14 @@ class TokenView(Record):
     expires: int
 
 
-class KeyRequest(Record):
+class KeyRequest(Record, frozen=True, kw_only=True):
     """`POST /keys`: a public key that signs for this user."""
 
     key: str
     comment: str = ""
 
 
-class KeyView(Record):
+class KeyView(Record, frozen=True, kw_only=True):
     """A signing key; `id` is the SHA-256 of the raw key."""
 
     id: str
@@ -105,14 +107,14 @@ class KeyView(Record):
     created: int
 
 
-class EnrolmentAnswer(Record):
+class EnrolmentAnswer(Record, frozen=True, kw_only=True):
     """`POST /enrolments`: a one-time code with which another machine registers an endpoint for this user."""
 
     code: str
     expires: int
 
 
-class EndpointRequest(Record):
+class EndpointRequest(Record, frozen=True, kw_only=True):
     """`POST /endpoints`, with a user's token or with an enrolment code instead."""
 
     name: str
@@ -121,7 +123,7 @@ class EndpointRequest(Record):
     enrolment: str | None = None
 
 
-class EndpointAnswer(Record):
+class EndpointAnswer(Record, frozen=True, kw_only=True):
     """The endpoint's own token, and its owner's keys for `trusted_keys` to show and pin."""
 
     id: str
@@ -132,7 +134,7 @@ class EndpointAnswer(Record):
     owner_keys: list[KeyView]
 
 
-class EndpointView(Record):
+class EndpointView(Record, frozen=True, kw_only=True):
     """An endpoint as users see it.  `online`: a heartbeat came within the last 30 s.  `trusted`: key ids it accepts work from."""
 
     id: str
@@ -155,17 +157,18 @@ class EndpointView(Record):
     allowed: list[str] = []
 
 
-class EndpointPatch(Record):
+class EndpointPatch(Record, frozen=True, kw_only=True):
     """`PATCH /endpoints/{id}`: names of users who may, or may no longer, send it tasks."""
 
     allow: list[str] = []
     deny: list[str] = []
 
 
-class LeaseRequest(Record):
+class LeaseRequest(Record, frozen=True, kw_only=True):
     """`POST /endpoints/{id}/lease`, with the endpoint's token.
 
-    `epoch` None asks for the next epoch (a start); a number renews that one, at every reconnect: `Conflict` says that a later epoch exists (the daemon is fenced).
+    `epoch` None asks for the next epoch (a start); a number renews that one, at every reconnect: `Conflict` says that a later epoch exists
+    (the daemon is fenced).
     """
 
     journal: str
@@ -178,7 +181,7 @@ class LeaseRequest(Record):
     takeover: bool = False
 
 
-class Lease(Record):
+class Lease(Record, frozen=True, kw_only=True):
     """What a daemon needs to connect.  `cancels`: tasks it may still hold that somebody cancelled."""
 
     epoch: int
@@ -188,7 +191,7 @@ class Lease(Record):
     cancels: list[str]
 
 
-class Verdict(Record):
+class Verdict(Record, frozen=True, kw_only=True):
     """What became of one task of a bundle.  `same`: this key or id was accepted before, as task `id` in `group`."""
 
     index: int
@@ -200,7 +203,7 @@ class Verdict(Record):
     hint: str = ""
 
 
-class SubmitAnswer(Record):
+class SubmitAnswer(Record, frozen=True, kw_only=True):
     """202 of `POST /tasks`: everything is accepted but the `verdicts` listed."""
 
     bundle: str
@@ -208,7 +211,7 @@ class SubmitAnswer(Record):
     verdicts: list[Verdict] = []
 
 
-class TaskView(Record):
+class TaskView(Record, frozen=True, kw_only=True):
     """A task as the store knows it.  Times that are not known are 0; `failure` is `[code, message]`."""
 
     id: str
@@ -232,13 +235,13 @@ class TaskView(Record):
     stderr: str = ""
 
 
-class TasksRequest(Record):
+class TasksRequest(Record, frozen=True, kw_only=True):
     """`POST /tasks/query` and `POST /tasks/cancel`."""
 
     tasks: list[str]
 
 
-class TaskState(Record):
+class TaskState(Record, frozen=True, kw_only=True):
     """A task in short; `failure` is there where the front door itself wrote the end, because then no signed result says why."""
 
     id: str
@@ -246,7 +249,7 @@ class TaskState(Record):
     failure: tuple[str, str] | None = None
 
 
-class QueryAnswer(Record):
+class QueryAnswer(Record, frozen=True, kw_only=True):
     """States of the tasks asked for that this user owns, and the result bundles (exact signed bytes, each once) that hold their results.
 
     At most 16 MiB of bundles at a time: `more` says that the remaining ids are to be asked again.
@@ -257,7 +260,7 @@ class QueryAnswer(Record):
     more: list[str] = []
 
 
-class GroupAnswer(Record):
+class GroupAnswer(Record, frozen=True, kw_only=True):
     """`GET /groups/{id}`: number of tasks per state, and their ids in order of submission."""
 
     id: str
@@ -266,19 +269,21 @@ class GroupAnswer(Record):
     tasks: list[str]
 
 
-class CancelAnswer(Record):
+class CancelAnswer(Record, frozen=True, kw_only=True):
     """How many of the tasks had not ended; their endpoints have been asked."""
 
     asked: int
 
 
-class SessionRequest(Record):
-    """`POST /sessions` and `POST /sessions/{id}/groups`: the groups to listen to.  An unnamed group is created by its first listener or bundle."""
+class SessionRequest(Record, frozen=True, kw_only=True):
+    """`POST /sessions` and `POST /sessions/{id}/groups`: the groups to listen to.  An unnamed group is created by its first listener or
+    bundle.
+    """
 
     groups: list[str]
 
 
-class Stream(Record):
+class Stream(Record, frozen=True, kw_only=True):
     """Where to consume results."""
 
     urls: list[str]
@@ -287,20 +292,20 @@ class Stream(Record):
     password: str
 
 
-class SessionAnswer(Record):
+class SessionAnswer(Record, frozen=True, kw_only=True):
     """A result stream per broker cluster."""
 
     id: str
     streams: list[Stream]
 
 
-class FunctionAnswer(Record):
+class FunctionAnswer(Record, frozen=True, kw_only=True):
     """`POST /functions`."""
 
     id: str
 
 
-class FunctionView(Record):
+class FunctionView(Record, frozen=True, kw_only=True):
     """One row of `GET /functions`."""
 
     id: str
@@ -309,7 +314,7 @@ class FunctionView(Record):
     created: int
 
 
-class ErrorBody(Record):
+class ErrorBody(Record, frozen=True, kw_only=True):
     """The inner part of every error answer."""
 
     code: str
@@ -327,7 +332,7 @@ class ErrorBody(Record):
         return rebuild(self.code, self.message, self.hint, self.details)
 
 
-class ErrorAnswer(Record):
+class ErrorAnswer(Record, frozen=True, kw_only=True):
     """The body of every answer with a status of 400 and above."""
 
     error: ErrorBody

@@ -1,8 +1,9 @@
 """One codec for everything on the wire: msgpack, decoded straight into validated types.
 
-Two layers.  *Messages* are msgspec structs, written as arrays whose first element is a version; `decode` refuses what is truncated, garbage, of another shape or
-of an unknown version, always with a reason and never with a guess.  *Plain values* are users' arguments and results made of plain data; `pack_plain` takes only
-what comes back equal and of the same type, so that a value may cross Python versions without pickle.
+Two layers.  *Messages* are msgspec structs, written as arrays whose first element is a version; `decode` refuses what is truncated,
+garbage, of another shape or
+of an unknown version, always with a reason and never with a guess.  *Plain values* are users' arguments and results made of plain data;
+`pack_plain` takes only what comes back equal and of the same type, so that a value may cross Python versions without pickle.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Identifiers: how they are made, written and shortened.
 
-A task id is a UUIDv7 (RFC 9562), 16 bytes on the wire and 32 hex digits everywhere else: time-ordered, so that tables keyed by it grow at one end.
+A task id is a UUIDv7 (RFC 9562), 16 bytes on the wire and 32 hex digits everywhere else: time-ordered, so that tables keyed by it grow at
+one end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def new_id(now: float | None = None, entropy: bytes | None = None) -> bytes:
 
 
 def new_hex() -> str:
-    """A UUIDv7 as 32 hex digits: the form of endpoint, user, session and token ids.  It contains no dot, so it may stand in a routing key."""
+    """A UUIDv7 as 32 hex digits: the form of endpoint, user, session and token ids.  It contains no dot, so it may stand in a routing
+    key.
+    """
     return new_id().hex()
 
 

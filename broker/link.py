@@ -1,11 +1,12 @@
 """A link to RabbitMQ that comes back: two connections, one to consume and one to publish, that are up together or down together.
 
-RabbitMQ stops reading from a *publishing* connection while it is short of memory or disk; acks and deliveries must not wait behind that, hence two connections.
-aio-pika's own robust connection hides its state, so the loop over brokers is ours: every round asks for credentials again (a daemon renews its lease there),
-takes the brokers in random order, and waits with jitter in between.
+RabbitMQ stops reading from a *publishing* connection while it is short of memory or disk; acks and deliveries must not wait behind that,
+hence two connections.
+aio-pika's own robust connection hides its state, so the loop over brokers is ours: every round asks for credentials again (a daemon renews
+its lease there), takes the brokers in random order, and waits with jitter in between.
 
-What a publisher may rely on: when `publish` returns, every queue that the message was routed to has it, a quorum queue on a majority's disks.  When it raises
-`Unreachable` or `Busy`, the message may have arrived or not: publish it again, and let the receiver recognise it.
+What a publisher may rely on: when `publish` returns, every queue that the message was routed to has it, a quorum queue on a majority's
+disks.  When it raises `Unreachable` or `Busy`, the message may have arrived or not: publish it again, and let the receiver recognise it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import aio_pika
 import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aiormq.abc import FieldTable
 
 from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotAllowed, NotFound, Unreachable
 from funcmq.broker.ids import new_hex
@@ -57,7 +59,9 @@ class Broker:
 
 
 class Dialler(Protocol):
-    """The way to a broker: given its URL, the URL to really connect to, for as long as the context lasts.  A WebSocket tunnel is another one of these."""
+    """The way to a broker: given its URL, the URL to really connect to, for as long as the context lasts.  A WebSocket tunnel is another
+    one of these.
+    """
 
     def __call__(self, url: str) -> contextlib.AbstractAsyncContextManager[str]: ...
 
@@ -153,7 +157,8 @@ class Link:
     """See the module.  Use it as an async context manager; nothing of it outlives the `async with`.
 
     :param name: what the broker's connection list shows.
-    :param broker: asked before every round of connecting; may raise a FuncmqError to try again later, or let any other exception end the link.
+    :param broker: asked before every round of connecting; may raise a FuncmqError to try again later, or let any other exception end the
+    link.
     :param on_up: runs after every connect, before anybody sees the link as up: declare, send again.
     """
 
@@ -245,7 +250,9 @@ class Link:
                 raise Busy("The broker is short of memory or disk and takes no messages now.") from None
             raise Unreachable(f"The broker did not confirm within {timeout:g} s.", hint="Its state is unknown; send it again.") from None
         except _LOST as lost:
-            raise Unreachable(f"The connection to the broker was lost: {_say(lost)}.", hint="Its state is unknown; send it again.") from None
+            raise Unreachable(
+                f"The connection to the broker was lost: {_say(lost)}.", hint="Its state is unknown; send it again."
+            ) from None
 
     def consume(self, queue: str, handler: Handler, *, prefetch: int = 32) -> Consumer:
         """Deliver messages of a queue to handler, each in a task of its own, at most `prefetch` unacked, across reconnects."""
@@ -353,7 +360,7 @@ class Link:
         return was_up
 
     async def _connect(self, stack: contextlib.AsyncExitStack, login: str, verb: str, lost: asyncio.Event) -> AbstractConnection:
-        properties = {"connection_name": f"{self._name} {verb}"}
+        properties: FieldTable = {"connection_name": f"{self._name} {verb}"}
         connection = await aio_pika.connect(login, timeout=CONNECT_S, heartbeat=HEARTBEAT_S, client_properties=properties)
         connection.close_callbacks.add(lambda *_: lost.set())
         stack.push_async_callback(_close, connection)

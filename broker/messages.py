@@ -1,7 +1,9 @@
 """Every message that travels through RabbitMQ, and the bundle that both HTTP and RabbitMQ carry.
 
-A message is a msgpack array; its first element is its version, its AMQP property `type` is `name/version` (`TYPES`).  New fields are added at the end with a
-default, so that neighbouring releases understand each other; anything else is a new version.  The bytes of every version are kept in tests/golden.
+A message is a msgpack array; its first element is its version, its AMQP property `type` is `name/version` (`TYPES`).  New fields are added
+at the end with a
+default, so that neighbouring releases understand each other; anything else is a new version.  The bytes of every version are kept in
+tests/golden.
 
 Times are integers, milliseconds since the epoch, unless a name ends in `_s`.  Task ids are 16 bytes, all other ids are hex.
 """
@@ -119,7 +121,9 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
-    """One call, or one chunk of calls: `function` and `options` are indices into the bundle's lists, `args` holds `(args, kwargs)`, for a chunk `(star, [x, …])`."""
+    """One call, or one chunk of calls: `function` and `options` are indices into the bundle's lists, `args` holds `(args, kwargs)`, for a
+    chunk `(star, [x, …])`.
+    """
 
     id: bytes
     function: int
@@ -175,7 +179,9 @@ class Dispatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """Why a task has no result.  `code` is a class of `errors.TABLE`; `args` are the exception's own arguments where they are plain data (see `codec`)."""
+    """Why a task has no result.  `code` is a class of `errors.TABLE`; `args` are the exception's own arguments where they are plain data
+    (see `codec`).
+    """
 
     code: str
     message: str
@@ -281,7 +287,9 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
-    """A pool as a heartbeat tells of it: `workers` registered now, `capacity` workers it may grow to, `versions` of its interpreter, `reason` for not running."""
+    """A pool as a heartbeat tells of it: `workers` registered now, `capacity` workers it may grow to, `versions` of its interpreter,
+    `reason` for not running.
+    """
 
     name: str
     provider: str
@@ -315,7 +323,9 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FunctionRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A function as it is kept and sent; its id is the SHA-256 of exactly these bytes.  `python` is the minor version that `code` (a normalised cloudpickle) needs."""
+    """A function as it is kept and sent; its id is the SHA-256 of exactly these bytes.  `python` is the minor version that `code` (a
+    normalised cloudpickle) needs.
+    """
 
     VERSION: ClassVar[int] = 1
 

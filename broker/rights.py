@@ -1,7 +1,7 @@
 """Who may do what in RabbitMQ: the whole table, as pure functions over the questions that `rabbitmq_auth_backend_http` asks.
 
-Everything that is not said here is refused.  In particular nobody but the front door's own internal user configures or deletes anything, and nobody writes the
-default exchange, which would be writing into every queue (facts: rabbitmq §0.8).
+Everything that is not said here is refused.  In particular nobody but the front door's own internal user configures or deletes anything,
+and nobody writes the default exchange, which would be writing into every queue (facts: rabbitmq §0.8).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ Identity = Endpoint | Session
 
 
 def identify(user: str) -> Identity | None:
-    """Whom an AMQP user name stands for; None for names that are not ours.  Whether that user exists, and its password, is the store's business."""
+    """Whom an AMQP user name stands for; None for names that are not ours.  Whether that user exists, and its password, is the store's
+    business.
+    """
     if match := _ENDPOINT.match(user):
         return Endpoint(match[1], int(match[2]))
     if match := _SESSION.match(user):

@@ -1,6 +1,7 @@
 """Who said this: Ed25519 keys, and signatures over the exact bytes of a body.
 
-A signature is made over `u32be(len(domain)) ‖ domain ‖ SHA-256(body)` (design §6), so that bytes signed as one kind of message are worth nothing as another.
+A signature is made over `u32be(len(domain)) ‖ domain ‖ SHA-256(body)` (design §6), so that bytes signed as one kind of message are worth
+nothing as another.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class PrivateKey:
     def save(self, path: Path) -> None:
         """Write a PEM file with mode 0600; an existing file is not replaced (FileExistsError)."""
         pem = self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(pem)
 
     def sign(self, domain: bytes, body: bytes) -> bytes:

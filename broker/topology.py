@@ -1,7 +1,7 @@
 """Exchanges, queues and routing keys: names come from these functions and from nowhere else (design §7).
 
-Arguments are accepted unchanged by RabbitMQ 3.10 and 4.x; they cannot be altered once a queue exists, which is why lengths that operators tune are policies
-(deploy/rabbitmq) and not arguments.
+Arguments are accepted unchanged by RabbitMQ 3.10 and 4.x; they cannot be altered once a queue exists, which is why lengths that operators
+tune are policies (deploy/rabbitmq) and not arguments.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ CONTROL_TTL_S = 3600
 DELIVERY_LIMIT = 20
 
 Argument = str | int | bool
+_STATUS_ARGUMENTS: dict[str, Argument] = {
+    "x-queue-type": "classic",
+    "x-max-length": 10_000,
+    "x-overflow": "drop-head",
+    "x-message-ttl": 60_000,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ def group_pattern(group: str) -> str:
     return f"*.{group}"
 
 
-def _quorum(**more: Argument) -> dict[str, Argument]:
+def _quorum(more: dict[str, Argument]) -> dict[str, Argument]:
     return {"x-queue-type": "quorum", **more}
 
 
@@ -98,8 +104,12 @@ def fixed() -> Topology:
             Exchange(SERVE, "fanout"),
         ),
         queues=(
-            Queue(DEAD, _quorum(**{"x-overflow": "reject-publish"}), ((DEAD, ""),)),
-            Queue(STATUS, {"x-queue-type": "classic", "x-max-length": 10_000, "x-overflow": "drop-head", "x-message-ttl": 60_000}, ((STATUS, "#"),)),
+            Queue(DEAD, _quorum({"x-overflow": "reject-publish"}), ((DEAD, ""),)),
+            Queue(
+                STATUS,
+                {"x-queue-type": "classic", "x-max-length": 10_000, "x-overflow": "drop-head", "x-message-ttl": 60_000},
+                ((STATUS, "#"),),
+            ),
         ),
     )
 
@@ -107,7 +117,7 @@ def fixed() -> Topology:
 def endpoint(identifier: str) -> Topology:
     """The three queues of one endpoint."""
     tasks = _quorum(
-        **{
+        {
             "x-single-active-consumer": True,
             "x-overflow": "reject-publish",
             "x-delivery-limit": DELIVERY_LIMIT,
@@ -119,7 +129,7 @@ def endpoint(identifier: str) -> Topology:
     return Topology(
         queues=(
             Queue(tasks_queue(identifier), tasks, ((TASKS, identifier),)),
-            Queue(results_queue(identifier), _quorum(**{"x-delivery-limit": -1}), ((RESULTS, f"{identifier}.#"),)),
+            Queue(results_queue(identifier), _quorum({"x-delivery-limit": -1}), ((RESULTS, f"{identifier}.#"),)),
             Queue(control_queue(identifier), control, ((CONTROL, identifier),)),
         )
     )

@@ -1,6 +1,7 @@
 """Arguments and results to slots and back.  Only clients and workers import this: it is the one place that unpickles values.
 
-Plain data (see `codec.pack_plain`) travels as msgpack and crosses Python versions; everything else as cloudpickle, which wants the same minor version.
+Plain data (see `codec.pack_plain`) travels as msgpack and crosses Python versions; everything else as cloudpickle, which wants the same
+minor version.
 """
 
 from __future__ import annotations
@@ -47,6 +48,6 @@ def unpack(slot: Slot) -> Any:
     if slot.encoding == "msgpack":
         return unpack_plain(slot.data)
     try:
-        return pickle.loads(slot.data)
+        return pickle.loads(slot.data)  # noqa: S301 - the caller has checked the signature
     except Exception as broken:  # unpickling runs the value's own code
         raise NotSerializable(f"A pickled value cannot be restored here: {type(broken).__name__}: {broken}.") from broken

@@ -1,0 +1,90 @@
+"""Calling a front door: one session, typed bodies, and the errors of the other side raised here by their own names."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from funcmq.broker import api, codec
+from funcmq.broker.errors import FuncmqError, NotLoggedIn, Unreachable
+
+T = TypeVar("T", bound=api.Record)
+
+TIMEOUT_S = 60.0
+CONNECT_S = 10.0
+
+_decode_json = msgspec.json.Decoder(api.ErrorAnswer).decode
+
+
+class Api:
+    """A front door at `url` (without `/v1`), called with a token.  An async context manager; safe for concurrent calls on one event loop.
+
+    Every call raises the FuncmqError that the front door named, and `Unreachable` when nobody answers or the connection breaks: then the
+    request may have been carried out or not.  `Busy` carries `retry_after` in seconds.  Nothing is retried here.
+    """
+
+    def __init__(self, url: str, token: str = "", *, timeout: float = TIMEOUT_S) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"Accept": api.MSGPACK} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_S)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Api:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=self._timeout, trust_env=True, connector=aiohttp.TCPConnector(limit=32)
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def call(self, method: str, path: str, body: api.Record | None, answer: type[T]) -> T:
+        """Send a body, get an answer of this type.  `path` begins after `/v1`."""
+        data = None if body is None else codec.encode(body)
+        return codec.decode(answer, await self._request(method, path, data, api.MSGPACK))
+
+    async def tell(self, method: str, path: str, body: api.Record | None = None) -> None:
+        """As `call`, where the answer says nothing."""
+        await self._request(method, path, None if body is None else codec.encode(body), api.MSGPACK)
+
+    async def list(self, path: str, row: type[T]) -> list[T]:
+        """GET a list of rows."""
+        return codec.decode(list[row], await self._request("GET", path, None, api.MSGPACK), "list")  # type: ignore[valid-type]
+
+    async def send_raw(self, path: str, data: bytes, answer: type[T]) -> T:
+        """POST exact bytes: a signed bundle or a function record."""
+        return codec.decode(answer, await self._request("POST", path, data, api.RAW))
+
+    async def fetch_raw(self, path: str) -> bytes:
+        """GET exact bytes."""
+        return await self._request("GET", path, None, api.RAW, accept=api.RAW)
+
+    async def _request(self, method: str, path: str, data: bytes | None, kind: str, accept: str = api.MSGPACK) -> bytes:
+        if self._session is None:
+            raise RuntimeError("an Api is used with `async with`")
+        headers = {"Content-Type": kind, "Accept": accept} if data is not None else {"Accept": accept}
+        try:
+            async with self._session.request(method, f"{self.url}/v1{path}", data=data, headers=headers, allow_redirects=False) as response:
+                content = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as broken:
+            raise Unreachable(f"{self.url} does not answer: {str(broken) or type(broken).__name__}.") from None
+        if response.status < 300:
+            return content
+        raise _error(response.status, response.headers, content, self.url)
+
+
+def _error(status: int, headers: object, content: bytes, url: str) -> FuncmqError:
+    kind = headers.get("Content-Type", "") if hasattr(headers, "get") else ""
+    try:
+        said = codec.decode(api.ErrorAnswer, content) if kind.startswith(api.MSGPACK) else _decode_json(content)
+    except (FuncmqError, msgspec.DecodeError):
+        if status == 401:
+            return NotLoggedIn()
+        return Unreachable(
+            f"{url} answered {status}, and not as a funcmq front door would.", hint="Check the URL; a proxy may be in between."
+        )
+    return said.error.error()
