@@ -30,6 +30,8 @@ from funcmq.broker.ids import new_hex
 from funcmq.broker.topology import Topology
 
 log = logging.getLogger("funcmq.link")
+for _chatty in ("aiormq", "aio_pika"):  # what they log with a traceback is a lost connection, of which the link tells in one line
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL)
 
 HEARTBEAT_S = 10
 CONNECT_S = 10.0
