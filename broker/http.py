@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from types import TracebackType
 from typing import TypeVar
 
@@ -67,8 +68,9 @@ class Api:
         if self._session is None:
             raise RuntimeError("an Api is used with `async with`")
         headers = {"Content-Type": kind, "Accept": accept} if data is not None else {"Accept": accept}
+        sent = io.BytesIO(data) if data is not None else None  # aiohttp warns of large bytes: it would send them in one piece
         try:
-            async with self._session.request(method, f"{self.url}/v1{path}", data=data, headers=headers, allow_redirects=False) as response:
+            async with self._session.request(method, f"{self.url}/v1{path}", data=sent, headers=headers, allow_redirects=False) as response:
                 content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as broken:
             raise Unreachable(f"{self.url} does not answer: {str(broken) or type(broken).__name__}.") from None

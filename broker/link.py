@@ -17,6 +17,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -241,7 +242,9 @@ class Link:
             async with asyncio.timeout(timeout):
                 await self.ready()
                 target = await self._exchange(exchange)
-                message = aio_pika.Message(body, delivery_mode=2, message_id=new_hex(), type=kind, user_id=self._user)
+                message = aio_pika.Message(
+                    body, delivery_mode=2, message_id=new_hex(), type=kind, user_id=self._user, timestamp=datetime.now(UTC)
+                )
                 await target.publish(message, key, mandatory=mandatory)
         except aiormq.exceptions.PublishError:
             raise NotFound(f"No queue takes messages for {key!r} on the exchange {exchange!r}.") from None
