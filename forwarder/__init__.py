@@ -1,1 +1,1 @@
-"""`funcmq serve`."""
+"""`funcmq serve`: front door (HTTP), store, result forwarder, RabbitMQ's questions."""

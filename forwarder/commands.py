@@ -1,0 +1,98 @@
+"""`funcmq serve` and `funcmq db upgrade`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from funcmq.broker.errors import ConfigurationError
+from funcmq.broker.lifeline import parent_gone
+from funcmq.forwarder.database import parse_url, upgrade
+from funcmq.forwarder.service import serving
+from funcmq.forwarder.settings import ServeSettings, load
+
+log = logging.getLogger("funcmq.serve")
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings.")
+@click.option("--host", help="Address to listen on (127.0.0.1).")
+@click.option("--port", help="Port to listen on (8600); 0 takes a free one.")
+@click.option("--broker-auth-host", help="Address where RabbitMQ's questions are answered (127.0.0.1); keep it private.")
+@click.option("--broker-auth-port", help="Its port (8601).")
+@click.option("--database", "database_url", help="Database URL without a password; with one, use FUNCMQ_DATABASE_URL.")
+@click.option("--code-file", help="Also write the first administrator's one-time code to this file (0600).")
+def serve(config: Path | None, **given: str | None) -> None:
+    """Run the front door, the result forwarder and what belongs to them.
+
+    The broker is set by FUNCMQ_BROKER_URL (with user and password), its management API by FUNCMQ_MANAGEMENT_URL.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = load(given, file=config)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings))
+
+
+@click.group()
+def db() -> None:
+    """The front door's database."""
+
+
+@db.command("upgrade")
+@click.option("--database", "database_url", help="Database URL without a password; with one, use FUNCMQ_DATABASE_URL.")
+def upgrade_command(database_url: str | None) -> None:
+    """Bring the tables to this release's; `funcmq serve` does it by itself on SQLite."""
+    url = database_url or os.environ.get("FUNCMQ_DATABASE_URL")
+    if not url:
+        raise ConfigurationError("No database is configured.", hint="Set FUNCMQ_DATABASE_URL, or pass --database.")
+    asyncio.run(upgrade(parse_url(url)))
+    click.echo("The database is up to date.", err=True)
+
+
+async def _serve(settings: ServeSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with serving(settings) as running:
+        log.info("listening on %s; RabbitMQ may ask on port %d", running.url, running.auth_port, extra={"action": "listening"})
+        if running.code is not None:
+            _show_code(running.code, running.url, settings.code_file)
+        await _first(stop.wait, parent_gone)
+        log.info("shutting down", extra={"action": "stopping"})
+
+
+async def _first(*waits: Callable[[], Any]) -> None:
+    """Return when one of them does."""
+    tasks = [asyncio.ensure_future(wait()) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _show_code(code: str, url: str, file: Path | None) -> None:
+    click.echo(
+        f"This database is new.  Log in as its administrator `admin` within 10 minutes:\n  funcmq login {url}\n  code: {code}", err=True
+    )
+    if file is not None:
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:  # noqa: PTH123  # a mode is given
+            opened.write(code + "\n")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  # optional
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

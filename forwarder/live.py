@@ -1,0 +1,61 @@
+"""What endpoints said of themselves last.  All of it may be lost: the next heartbeat says it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from funcmq.broker.messages import Heartbeat
+
+ONLINE_MS = 30_000
+MOST_RUNNING = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A heartbeat and when it arrived (this host's clock, ms)."""
+
+    heartbeat: Heartbeat
+    seen: int
+
+
+class Live:
+    """Heartbeats by endpoint, and the tasks that were said to be running."""
+
+    def __init__(self) -> None:
+        self._signs: dict[str, Sign] = {}
+        self._running: dict[bytes, int] = {}
+
+    def beat(self, heartbeat: Heartbeat, now: int) -> None:
+        """A heartbeat arrived; one of an earlier epoch than the last is a zombie's."""
+        last = self._signs.get(heartbeat.endpoint)
+        if last is None or heartbeat.epoch >= last.heartbeat.epoch:
+            self._signs[heartbeat.endpoint] = Sign(heartbeat, now)
+
+    def sign(self, endpoint: str) -> Sign | None:
+        """The last heartbeat."""
+        return self._signs.get(endpoint)
+
+    def forget(self, endpoint: str) -> None:
+        """It is gone."""
+        self._signs.pop(endpoint, None)
+
+    def started(self, tasks: list[bytes], at: int) -> None:
+        """These run; beyond a bound the oldest are forgotten."""
+        for task in tasks:
+            self._running[task] = at
+        while len(self._running) > MOST_RUNNING:
+            del self._running[next(iter(self._running))]
+
+    def ended(self, tasks: list[bytes]) -> None:
+        """These do not run any more."""
+        if self._running:
+            for task in tasks:
+                self._running.pop(task, None)
+
+    def running_since(self, task: bytes) -> int:
+        """When it was said to run, 0 if it was not."""
+        return self._running.get(task, 0)
+
+    def running(self) -> list[bytes]:
+        """All that were said to run."""
+        return list(self._running)

@@ -1,0 +1,181 @@
+"""Endpoints: registered, shown, shared, removed; and the lease of their daemons."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from funcmq.broker import api, rights, topology
+from funcmq.broker.errors import FuncmqError, InvalidRequest, NotFound, NotLoggedIn
+from funcmq.broker.ids import is_hash, is_id, new_hex
+from funcmq.broker.signing import PublicKey
+from funcmq.forwarder import endpoints, people, tasks
+from funcmq.forwarder.clock import now_ms
+from funcmq.forwarder.credentials import digest, new_password
+from funcmq.forwarder.door import Door
+from funcmq.forwarder.endpoints import FENCED
+from funcmq.forwarder.hang_up import fence
+from funcmq.forwarder.live import ONLINE_MS
+from funcmq.forwarder.routes_people import check_name
+from funcmq.forwarder.web import Call, Routes, Who
+
+log = logging.getLogger("funcmq.endpoints")
+
+routes = Routes()
+
+
+@routes("POST /endpoints", who=Who.ANYBODY, request=api.EndpointRequest, answer=api.EndpointAnswer, status=201)
+async def register(door: Door, call: Call[api.EndpointRequest]) -> api.EndpointAnswer:
+    """A new endpoint with its own token; its queues stand before anybody can know its id."""
+    body, key, identifier, now = call.body, PublicKey.parse(call.body.key), new_hex(), now_ms()
+    check_name(body.name)
+    if is_id(body.name):
+        raise InvalidRequest("An endpoint's name must not look like an id.")
+    if call.known is None and body.enrolment is None:
+        raise NotLoggedIn("This needs a token or an enrolment code.")
+    queues = topology.endpoint(identifier)
+
+    async def write(connection: AsyncConnection) -> api.EndpointAnswer:
+        owner = await people.use_code(connection, body.enrolment, "enrolment", now) if body.enrolment else call.caller.user
+        await endpoints.add(connection, identifier, owner, body.name, key, now)
+        token = await people.add_token(connection, owner, f"endpoint {body.name}", now, 0, identifier)
+        owner_keys = await people.list_keys(connection, owner)
+        return api.EndpointAnswer(
+            id=identifier, name=body.name, token=token.token, owner=owner, owner_name=token.user_name, owner_keys=owner_keys
+        )
+
+    await door.link.declare(queues)
+    try:
+        answer = await door.database.write(write)
+    except FuncmqError:
+        await door.link.delete(queues)
+        raise
+    door.watch(identifier, key)
+    return answer
+
+
+@routes("GET /endpoints", answer=list[api.EndpointView])
+async def list_endpoints(door: Door, call: Call[None]) -> list[api.EndpointView]:
+    """What the caller may use."""
+    async with door.database.read() as connection:
+        rows = await endpoints.list_visible(connection, call.caller.user)
+        return [await _view(door, connection, row, call.caller.user) for row in rows]
+
+
+@routes("GET /endpoints/{id}", who=Who.USER | Who.ENDPOINT, answer=api.EndpointView)
+async def show(door: Door, call: Call[None]) -> api.EndpointView:
+    """One endpoint by id or name; an endpoint's own token sees that endpoint only."""
+    name = call.path["id"]
+    if call.caller.endpoint and name != call.caller.endpoint:
+        raise NotFound(f"There is no endpoint {name!r}.")
+    async with door.database.read() as connection:
+        row = await endpoints.find(connection, call.caller.user, name)
+        return await _view(door, connection, row, call.caller.user)
+
+
+@routes("PATCH /endpoints/{id}", request=api.EndpointPatch, answer=api.EndpointView)
+async def share(door: Door, call: Call[api.EndpointPatch]) -> api.EndpointView:
+    """Let users in, or no longer."""
+    user, body = call.caller.user, call.body
+    async with door.database.read() as connection:
+        row = await endpoints.find_own(connection, user, call.path["id"])
+        ids = await people.user_ids(connection, [*body.allow, *body.deny])
+    allow, deny = [ids[name] for name in body.allow], [ids[name] for name in body.deny]
+    await door.database.write(lambda c: endpoints.change_guests(c, row.id, allow, deny))
+    door.known.forget_rights()
+    async with door.database.read() as connection:
+        return await _view(door, connection, row, user)
+
+
+@routes("DELETE /endpoints/{id}")
+async def remove(door: Door, call: Call[None]) -> None:
+    """It is gone for everybody; its open tasks are lost, its daemon is cut off."""
+    async with door.database.read() as connection:
+        row = await endpoints.find_own(connection, call.caller.user, call.path["id"])
+    await door.database.write(lambda c: endpoints.remove(c, row.id, now_ms()))
+    door.known.forget_rights()
+    await door.unwatch(row.id)
+    door.live.forget(row.id)
+    await fence(door, row.id, range(row.fenced + 1, row.epoch + 1))
+    await door.link.delete(topology.endpoint(row.id))
+
+
+@routes("POST /endpoints/{id}/lease", who=Who.ENDPOINT, request=api.LeaseRequest, answer=api.Lease)
+async def lease(door: Door, call: Call[api.LeaseRequest]) -> api.Lease:
+    """A daemon starts or comes back; earlier epochs are cut off before this answers."""
+    endpoint, body, password, now = _itself(call), call.body, new_password(), now_ms()
+    if not body.journal or len(body.journal) > 64 or not all(is_hash(key) for key in body.trusted):
+        raise InvalidRequest("A journal is named by 1 to 64 characters, a trusted key by 64 hex digits.")
+
+    async def write(connection: AsyncConnection) -> tuple[endpoints.Granted | None, list[str]]:
+        granted = await endpoints.hold(connection, endpoint, body, digest(password), now)
+        return granted, await tasks.pending_cancels(connection, endpoint)
+
+    granted, cancels = await door.database.write(write)
+    door.known.access.clear()
+    if granted is None:
+        return _answer(door, endpoint, body.epoch or 0, "", cancels)
+    log.info("endpoint %s starts epoch %d on %s", endpoint, granted.epoch, body.host, extra={"action": "lease"})
+    await fence(door, endpoint, granted.fence)
+    door.database.write.later(FENCED, (granted.epoch - 1, endpoint))
+    if granted.orphans:
+        door.send_soon()
+    return _answer(door, endpoint, granted.epoch, password, cancels)
+
+
+@routes("DELETE /endpoints/{id}/lease", who=Who.ENDPOINT)
+async def give_back(door: Door, call: Call[None]) -> None:
+    """An orderly stop with nothing open; `?epoch=N` makes sure that it is still the caller's to give."""
+    endpoint, text = _itself(call), call.query.get("epoch")
+    epoch = whole_number("epoch", text) if text else None
+    ended = await door.database.write(lambda c: endpoints.give_back(c, endpoint, epoch, now_ms()))
+    door.live.forget(endpoint)
+    log.info("endpoint %s gave back epoch %d", endpoint, ended, extra={"action": "lease_given_back"})
+
+
+def whole_number(name: str, text: str) -> int:
+    """:raises InvalidRequest: the query parameter is not a number."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:
+        raise InvalidRequest(f"The parameter {name} is a whole number.")
+    return int(text)
+
+
+def _itself(call: Call[Any]) -> str:
+    if call.path["id"] != call.caller.endpoint:
+        raise NotFound("An endpoint's token is for that endpoint only.")
+    return call.caller.endpoint
+
+
+def _answer(door: Door, endpoint: str, epoch: int, password: str, cancels: list[str]) -> api.Lease:
+    user = rights.Endpoint(endpoint, epoch).user
+    return api.Lease(epoch=epoch, brokers=list(door.settings.public_brokers), user=user, password=password, cancels=cancels)
+
+
+async def _view(door: Door, connection: AsyncConnection, row: Row[Any], user: str) -> api.EndpointView:
+    sign = door.live.sign(row.id)
+    said = None if sign is None else sign.heartbeat
+    seen = max(row.seen, 0 if sign is None else sign.seen)
+    return api.EndpointView(
+        id=row.id,
+        name=row.name,
+        owner=row.owner,
+        owner_name=row.owner_name,
+        key=row.key,
+        online=row.held and now_ms() - seen <= ONLINE_MS,
+        seen=seen,
+        since=row.since,
+        host=row.host,
+        pid=row.pid,
+        release=row.release,
+        pools=said.pools if said else [],
+        queued=sum(said.queued.values()) if said else 0,
+        running=said.running if said else 0,
+        unstored=said.unstored if said else 0,
+        reason=said.reason if said else "",
+        trusted=json.loads(row.trusted or "[]"),
+        allowed=await endpoints.guests(connection, row.id) if row.owner == user else [],
+    )

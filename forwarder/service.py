@@ -1,0 +1,158 @@
+"""One `funcmq serve`: its parts, started and ended in order.
+
+Started: database, the private listener that RabbitMQ asks (before anybody can log in there), broker link, result forwarder, front door.
+Ended the other way round: the front door first, so that whoever has been answered can rely on it; the database last, when all that was
+handed in is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from funcmq.broker import topology
+from funcmq.broker.errors import Busy, ConfigurationError
+from funcmq.broker.link import Broker, Link
+from funcmq.forwarder import broker_auth, endpoints, routes_endpoints, routes_people, routes_sessions, routes_tasks
+from funcmq.forwarder.broker_auth import BrokerAuth
+from funcmq.forwarder.collector import Collector
+from funcmq.forwarder.database import Database, opened
+from funcmq.forwarder.door import Door
+from funcmq.forwarder.heartbeats import Heartbeats
+from funcmq.forwarder.live import Live
+from funcmq.forwarder.management import Management
+from funcmq.forwarder.reconciler import Reconciler
+from funcmq.forwarder.sender import Sender
+from funcmq.forwarder.settings import ServeSettings
+from funcmq.forwarder.web import build
+
+log = logging.getLogger("funcmq.serve")
+
+GRACE_S = 5.0
+"""How long requests that are being answered may take at the end."""
+
+Work = Callable[[], Coroutine[None, None, None]]
+
+TABLES = [routes_people.routes, routes_endpoints.routes, routes_tasks.routes, routes_sessions.routes]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A front door that answers.  `code` is the administrator's one-time code on a new database."""
+
+    url: str
+    auth_port: int
+    code: str | None
+    door: Door
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
+    """A front door for as long as the context lasts; it answers `/health` at once and `/ready` when the broker is there too.
+
+    :raises AlreadyRunning: another process serves from this SQLite file.
+    :raises ConfigurationError: an address cannot be listened on.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(opened(settings.database))
+        auth = broker_auth.build(BrokerAuth(database, settings.vhost))
+        auth_port = await stack.enter_async_context(_listening(auth, settings.broker_auth_host, settings.broker_auth_port))
+        management = Management(settings.management_url, settings.management_user, settings.management_password)
+        await stack.enter_async_context(management)
+        link = await stack.enter_async_context(Link("funcmq serve", _credentials(settings.broker), on_up=_declare_fixed))
+        door, work = _assemble(settings, database, link, management)
+        code = await routes_people.first_administrator(door)
+        await stack.enter_async_context(_together(work))
+        port = await stack.enter_async_context(_listening(_public(door), settings.host, settings.port))
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        yield Running(f"http://{host}:{port}", auth_port, code, door)
+
+
+def _assemble(settings: ServeSettings, database: Database, link: Link, management: Management) -> tuple[Door, list[Work]]:
+    live, sender = Live(), Sender(link, database.write)
+    collector, reconciler, heartbeats = Collector(database, link, sender, live), Reconciler(database, sender), Heartbeats(database, live)
+    door = Door(
+        settings=settings,
+        database=database,
+        link=link,
+        management=management,
+        sender=sender,
+        live=live,
+        watch=collector.watch,
+        unwatch=collector.unwatch,
+        send_soon=reconciler.look,
+    )
+
+    async def watch_all() -> None:
+        await heartbeats.start(link)
+        await _watch_all(database, link, collector)
+
+    return door, [watch_all, collector.run, reconciler.run, link.ended]
+
+
+async def _watch_all(database: Database, link: Link, collector: Collector) -> None:
+    async with database.read() as connection:
+        known = await endpoints.all_keys(connection)
+    for endpoint, key in known:
+        collector.watch(endpoint, key)
+    await link.ready()
+    for endpoint, _ in known:  # in case the broker's data was lost
+        await link.declare(topology.endpoint(endpoint))
+
+
+async def _declare_fixed(link: Link) -> None:
+    await link.declare(topology.fixed())
+
+
+def _credentials(broker: Broker) -> Callable[[], Coroutine[None, None, Broker]]:
+    async def credentials() -> Broker:
+        return broker
+
+    return credentials
+
+
+@contextlib.asynccontextmanager
+async def _together(work: list[Work]) -> AsyncIterator[None]:
+    """All of it at once; the first that fails ends the rest and the caller."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(), name=run.__qualname__) for run in work]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Serve an application; the port it has."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S, handle_signals=False)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as taken:
+            raise ConfigurationError(f"Cannot listen on {host}:{port}: {taken.strerror}.", hint="Choose another address or port.") from None
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _public(door: Door) -> web.Application:
+    async def health(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "release": door.settings.release})
+
+    async def ready(_: web.Request) -> web.Response:
+        async with door.database.read() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+        if not door.link.up:
+            raise Busy("The front door has no connection to the broker.")
+        return web.json_response({"status": "ready", "release": door.settings.release})
+
+    app = build(door, door, TABLES)
+    app.router.add_get("/health", health)
+    app.router.add_get("/ready", ready)
+    return app

@@ -1,0 +1,223 @@
+"""Routes as data, and the shell that serves them with aiohttp.
+
+A route says what it takes, what it answers and who may call it; the shell checks the token, decodes, calls the handler and encodes.
+Whatever goes wrong is answered as `api.ErrorAnswer` with a code of `errors.TABLE`, also where aiohttp itself would answer in plain text.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from funcmq.broker import api
+from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotAllowed, NotFound, NotLoggedIn, PayloadTooLarge
+from funcmq.broker.messages import MAX_INLINE
+from funcmq.forwarder.people import Caller
+
+log = logging.getLogger("funcmq.http")
+
+
+B = TypeVar("B")
+
+RAW_LIMIT = MAX_INLINE + 64 * 1024
+"""Bytes of a bundle or a function record: one argument of the largest size, and what stands around it."""
+BODY_LIMIT = 1024 * 1024
+"""Bytes of any other body."""
+
+
+class Who(enum.Flag):
+    """Whose token a route wants."""
+
+    NOBODY = 0
+    USER = enum.auto()
+    ENDPOINT = enum.auto()
+    ADMIN = enum.auto()
+    ANYBODY = enum.auto()
+    """With a user's token or with none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[B]):
+    """A request, checked and decoded."""
+
+    body: B
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    known: Caller | None
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls.
+
+        :raises NotLoggedIn: nobody that we know (only where the route takes anybody).
+        """
+        if self.known is None:
+            raise NotLoggedIn("This needs a token.")
+        return self.known
+
+
+Handler = Callable[[Any, Call[Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`request` and `answer` are types of `broker.api` (or lists of them), `bytes` for exact bytes, None for nothing."""
+
+    method: str
+    path: str
+    handler: Handler
+    who: Who
+    request: Any
+    answer: Any
+    status: int
+
+    @property
+    def limit(self) -> int:
+        """Largest body in bytes."""
+        return RAW_LIMIT if self.request is bytes else BODY_LIMIT
+
+
+class Routes(list[Route]):
+    """A table of routes, filled by decorators."""
+
+    def __call__(
+        self, line: str, *, who: Who = Who.USER, request: Any = None, answer: Any = None, status: int = 200
+    ) -> Callable[[Handler], Handler]:
+        """`@routes("POST /tasks", …)`: the path begins after `/v1`."""
+        method, _, path = line.partition(" ")
+
+        def add(handler: Handler) -> Handler:
+            self.append(Route(method, path, handler, who, request, answer, 204 if answer is None else status))
+            return handler
+
+        return add
+
+
+class Gate(Protocol):
+    """Knows tokens."""
+
+    async def caller(self, token: str) -> Caller: ...
+
+
+def build(door: Any, gate: Gate, tables: list[Routes]) -> web.Application:
+    """The application that serves these routes under `/v1`; handlers get `door` first."""
+    app = web.Application(middlewares=[_speak_errors], client_max_size=RAW_LIMIT)
+    for routes in tables:
+        for route in routes:
+            app.router.add_route(route.method, "/v1" + route.path, _serve(route, door, gate))
+    return app
+
+
+def _serve(route: Route, door: Any, gate: Gate) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def serve(request: web.Request) -> web.Response:
+        caller = await _admit(request, route, gate)
+        body = _decode(route.request, request.content_type, await _read(request, route.limit))
+        answer = await route.handler(door, Call(body, request.match_info, request.query, caller))
+        return _encode(route, answer, request.headers.get("Accept", ""))
+
+    return serve
+
+
+async def _admit(request: web.Request, route: Route, gate: Gate) -> Caller | None:
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    if route.who is Who.NOBODY or (Who.ANYBODY in route.who and not token):
+        return None
+    if kind.lower() != "bearer" or not token.strip():
+        raise NotLoggedIn("This needs a token.")
+    caller = await gate.caller(token.strip())
+    if caller.kind == "endpoint":
+        if Who.ENDPOINT not in route.who:
+            raise NotAllowed("The token of an endpoint may not do this.", hint="Use your own token: `funcmq login URL`.")
+    elif not route.who & (Who.USER | Who.ANYBODY) and not (Who.ADMIN in route.who and caller.admin):
+        hint = "Ask an administrator." if Who.ADMIN in route.who else "Only the endpoint's own token may do this."
+        raise NotAllowed(hint=hint)
+    return caller
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    parts, size = [], 0
+    async for part in request.content.iter_any():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {limit:,} bytes.")
+
+
+def _decode(kind: Any, content_type: str, data: bytes) -> Any:
+    if kind is None:
+        return None
+    if kind is bytes:
+        return data
+    try:
+        if content_type == api.MSGPACK:
+            return msgspec.msgpack.decode(data, type=kind)
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
+        raise InvalidRequest(f"The body is not a valid {kind.__name__}: {broken}.") from None
+
+
+def _encode(route: Route, answer: Any, accept: str) -> web.Response:
+    if route.answer is None:
+        return web.Response(status=204)
+    if route.answer is bytes:
+        return web.Response(body=answer, status=route.status, content_type=api.RAW)
+    return _respond(answer, route.status, accept)
+
+
+def _respond(answer: Any, status: int, accept: str) -> web.Response:
+    if api.MSGPACK in accept:
+        return web.Response(body=msgspec.msgpack.encode(answer), status=status, content_type=api.MSGPACK)
+    return web.Response(body=msgspec.json.encode(answer), status=status, content_type=api.JSON)
+
+
+@web.middleware
+async def _speak_errors(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except FuncmqError as error:
+        return _refuse(request, error, error.http)
+    except web.HTTPException as error:
+        return _refuse(request, _named(error, request), error.status, dict(_allow(error)))
+    except (ConnectionError, web.RequestPayloadError):
+        return _refuse(request, InvalidRequest("The body ended too early or is not encoded as its headers say."), 400)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path, extra={"action": "request_failed"})
+        return _refuse(request, FuncmqError("The front door failed at this request."), 500)
+
+
+def _named(error: web.HTTPException, request: web.Request) -> FuncmqError:
+    if error.status == 404:
+        return NotFound(f"There is no {request.path} here.", hint="The interface begins with /v1.")
+    if error.status == 405:
+        return InvalidRequest(f"{request.path} takes no {request.method}.")
+    if error.status == 413:
+        return _too_large(RAW_LIMIT)
+    return InvalidRequest(error.reason)
+
+
+def _allow(error: web.HTTPException) -> list[tuple[str, str]]:
+    return [("Allow", error.headers["Allow"])] if "Allow" in error.headers else []
+
+
+def _refuse(request: web.Request, error: FuncmqError, status: int, headers: dict[str, str] | None = None) -> web.Response:
+    answer = _respond(api.ErrorAnswer(error=api.ErrorBody.of(error)), status, request.headers.get("Accept", ""))
+    answer.headers.update(headers or {})
+    if isinstance(error, Busy):
+        answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, NotLoggedIn):
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
