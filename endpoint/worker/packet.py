@@ -1,7 +1,7 @@
 """What the daemon and a worker say to each other: one packet in, one report out.
 
-A packet is several short tasks, or one.  Both travel as bytes through HTEX (`funcmq.endpoint.worker.entry.run`); values over `SPILL` bytes pass as files in the
-pool's shared folder instead, because HTEX copies what it carries about five times.
+A packet is several short tasks, or one.  Both travel as bytes through HTEX (`funcmq.endpoint.worker.entry.run`); values over `SPILL` bytes
+pass as files in the pool's shared folder instead, because HTEX copies what it carries about five times.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Packet(msgspec.Struct, frozen=True, array_like=True):
-    """Tasks to run one after another in one child.
+    """Tasks to run one after another in one child.  Without members it only makes the worker start its child.
 
     :param shared: the pool's shared folder, absolute: `functions/`, `spill/`, `results/` (results too large to send).
     :param cancels: ZeroMQ address of the daemon's PUB socket, which says task ids to end; '' for none.
@@ -76,7 +76,11 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to a packet: one `Done` per member, in the order of the packet."""
+    """The answer to a packet: one `Done` per member, in the order of the packet.
+
+    `trouble` is '' or what is wrong with the worker itself: with members it worked nevertheless (it cannot hear cancels, for instance),
+    without it could not read the packet.
+    """
 
     VERSION: ClassVar[int] = 1
 
@@ -84,3 +88,4 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     host: str
     pid: int
     members: list[Done]
+    trouble: str = ""
