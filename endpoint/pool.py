@@ -1,0 +1,287 @@
+"""A pool: one executor of Parsl, watched, and started again when its interchange dies.
+
+Nothing here blocks the event loop: whatever may (start, scaling, scheduler commands, shutdown) runs in one thread that lives as long as the pool.  The interchange asks the
+kernel to end it with the thread that started it, and that is this one.
+
+What a pool promises: every packet submitted is followed by exactly one `answered` or `lost`, unless the pool is stopped first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from funcmq.broker.errors import InvalidRequest
+from funcmq.broker.lifeline import gone
+from funcmq.endpoint import frames, leftovers
+from funcmq.endpoint.cancels import Cancels
+from funcmq.endpoint.config import PoolConfig
+from funcmq.endpoint.executor import ENTRY, Executor, Place, make, prepare, workers_per_node
+
+log = logging.getLogger("funcmq.pool")
+
+T = TypeVar("T")
+
+TURN = 256
+"""Messages read before the event loop has its turn."""
+SCALE_S = 5.0
+"""Between looks at the blocks: a scheduler does not tell, it has to be asked."""
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 60.0
+HEALTHY_S = 60.0
+"""A block or an interchange that has lived this long was not at fault from the start."""
+TAIL = 400
+
+
+class Owner(Protocol):
+    """Who submits to a pool.  Called on the event loop; must not wait."""
+
+    def answered(self, pool: str, number: int, payload: bytes) -> None:
+        """The report to this packet."""
+
+    def lost(self, pool: str, number: int, reason: str) -> None:
+        """This packet will not be answered."""
+
+    def workers_changed(self, pool: str) -> None:
+        """Workers have come or gone."""
+
+    def demand(self, pool: str) -> int:
+        """Open tasks meant for this pool."""
+
+
+class Pool:
+    """See the module.  `async with` starts and stops it; `run` is its supervision, for a TaskGroup.
+
+    :param entry: the worker function, bytes to bytes, by its full name.
+    """
+
+    def __init__(self, config: PoolConfig, place: Place, owner: Owner, entry: str = ENTRY) -> None:
+        self.config, self.name = config, config.name
+        self.managers: list[frames.Manager] = []
+        self.blocks = 0
+        self.reason = "its interchange is starting"
+        self.interchange = 0
+        """Pid of the interchange; 0 while there is none."""
+        self.certificates = Path()
+        self._place, self._owner, self._entry = place, owner, entry
+        self._executor: Executor | None = None
+        self._cancels: Cancels | None = None
+        self._numbers: dict[int, int] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._wake = asyncio.Event()
+        self._reading = -1
+
+    async def __aenter__(self) -> Pool:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"pool-{self.name}")
+        self.certificates = await self._control(lambda: prepare(self._place, self.name))
+        self._cancels = Cancels(self.certificates, self._place.address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+        if self._cancels is not None:
+            self._cancels.close()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.shutdown)
+
+    # -- for the owner --------------------------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> int:
+        """Registered now."""
+        return sum(manager.workers for manager in self.managers)
+
+    @property
+    def capacity(self) -> int:
+        """Workers that the pool may grow to."""
+        return self.config.max_blocks * self._per_block
+
+    @property
+    def cancels_address(self) -> str:
+        """Where workers hear cancels."""
+        return self._cancels.address if self._cancels else ""
+
+    @property
+    def in_flight(self) -> int:
+        """Packets submitted and not answered."""
+        return len(self._numbers)
+
+    def submit(self, number: int, payload: bytes) -> None:
+        """Hand over a packet.  Without an interchange it is lost at once (the owner hears of it in the next turn of the loop)."""
+        if self._executor is None:
+            asyncio.get_running_loop().call_soon(self._owner.lost, self.name, number, "Its pool is starting again.")
+            return
+        self._numbers[self._executor.submit_packet(self._entry, payload)] = number
+
+    def cancel(self, ids: list[bytes]) -> None:
+        """Have running tasks ended; the report says which were."""
+        if self._cancels is not None:
+            self._cancels.say(ids)
+
+    def ended(self, ids: list[bytes]) -> None:
+        """These tasks run no more."""
+        if self._cancels is not None:
+            self._cancels.ended(ids)
+
+    def wake(self) -> None:
+        """There may be a need for another block."""
+        if self.blocks < self._wanted():
+            self._wake.set()
+
+    # -- supervision ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep an interchange, and as many blocks as are wanted.  Ends only by being cancelled."""
+        wait = FIRST_WAIT_S
+        while True:
+            began = time.monotonic()
+            try:
+                await self._begin()
+                await self._supervise()
+            except Exception as broken:  # Parsl raises what it likes; none of it may end the daemon
+                log.exception("the pool %s cannot run", self.name, extra={"action": "pool_failed"})
+                self.reason = f"its interchange does not start: {broken}"
+            await self._end()
+            wait = FIRST_WAIT_S if time.monotonic() - began > HEALTHY_S else min(wait * 2, LONGEST_WAIT_S)
+            await asyncio.sleep(wait - FIRST_WAIT_S)
+
+    async def _begin(self) -> None:
+        executor = make(self.config, self._place, self.certificates)
+        await self._control(executor.start)
+        self._executor = executor
+        self.interchange = executor.interchange_proc.pid
+        self.reason = ""
+        self._reading = executor.results_fd
+        asyncio.get_running_loop().add_reader(self._reading, self._drain, executor)
+        self._drain(executor)
+        log.info("the pool %s has an interchange, pid %d", self.name, self.interchange, extra={"action": "pool_up"})
+
+    async def _supervise(self) -> None:
+        scaling = asyncio.create_task(self._scale(), name=f"scale {self.name}")
+        ending = asyncio.create_task(gone(self.interchange), name=f"watch {self.name}")
+        try:
+            done, _ = await asyncio.wait({scaling, ending}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            log.error("the interchange of the pool %s has died", self.name, extra={"action": "interchange_died"})
+        finally:
+            for task in (scaling, ending):
+                task.cancel()
+            await asyncio.gather(scaling, ending, return_exceptions=True)
+
+    async def _end(self) -> None:
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._reading)
+        self.interchange, self.blocks = 0, 0
+        if self.managers:
+            self.managers = []
+            self._owner.workers_changed(self.name)
+        try:
+            await asyncio.shield(self._control(lambda: self._shut(executor)))
+        finally:
+            numbers, self._numbers = self._numbers, {}
+            for number in numbers.values():
+                self._owner.lost(self.name, number, "The interchange of its pool died.")
+
+    def _shut(self, executor: Executor) -> None:
+        with contextlib.suppress(Exception):  # whatever Parsl finds missing while it ends is ended all the same
+            executor.end()
+        leftovers.end(self._place.mark)
+
+    async def _control(self, call: Callable[[], T]) -> T:
+        assert self._thread is not None, "a Pool is used with `async with`"
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    # -- results --------------------------------------------------------------------------------------------------------
+
+    def _drain(self, executor: Executor) -> None:
+        for _ in range(TURN):
+            if executor is not self._executor:
+                return
+            data = executor.receive()
+            if data is None:
+                return
+            try:
+                self._take(frames.read(data))
+            except InvalidRequest as refused:
+                log.error("the pool %s: %s", self.name, refused.message, extra={"action": "frame_refused"})
+        asyncio.get_running_loop().call_soon(self._drain, executor)  # the descriptor tells of an edge only
+
+    def _take(self, frame: frames.Frame) -> None:
+        match frame:
+            case frames.Answered(task, payload):
+                if (number := self._numbers.pop(task, None)) is not None:
+                    self._owner.answered(self.name, number, payload)
+            case frames.Lost(task, reason):
+                if (number := self._numbers.pop(task, None)) is not None:
+                    self._owner.lost(self.name, number, reason)
+            case frames.Managers(managers):
+                self.managers = managers
+                if managers:
+                    self.reason = ""
+                self._owner.workers_changed(self.name)
+            case frames.Broken(reason):
+                log.error("the interchange of the pool %s ends: %s", self.name, reason, extra={"action": "interchange_broken"})
+                self.reason = reason
+
+    # -- blocks ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _per_block(self) -> int:
+        return workers_per_node(self.config) * self.config.nodes_per_block
+
+    def _wanted(self) -> int:
+        needed = math.ceil(self._owner.demand(self.name) / self._per_block)
+        return max(self.config.min_blocks, min(self.config.max_blocks, needed))
+
+    async def _scale(self) -> None:
+        started: dict[str, float] = {}
+        wait, not_before = FIRST_WAIT_S, 0.0
+        while True:
+            executor = self._executor
+            assert executor is not None
+            self._wake.clear()
+            living = await self._control(lambda: _ask(executor))
+            for block in started.keys() - set(living):
+                age = time.monotonic() - started.pop(block)
+                wait = FIRST_WAIT_S if age > HEALTHY_S else min(wait * 2, LONGEST_WAIT_S)
+                not_before = time.monotonic() + wait - 2 * FIRST_WAIT_S
+                await self._bury(block)
+            missing = self._wanted() - len(living)
+            if missing > 0 and time.monotonic() >= not_before:
+                new = await self._control(lambda: executor.scale_out_facade(missing))
+                started |= dict.fromkeys(new, time.monotonic())
+            elif missing < 0:
+                await self._control(lambda: executor.scale_in_facade(-missing, max_idletime=self.config.idle))
+            self.blocks = len(await self._control(executor.living_blocks))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SCALE_S):
+                    await self._wake.wait()
+
+    async def _bury(self, block: str) -> None:
+        """A block has ended: end what it left, and keep its last words for whoever asks why nothing runs."""
+        await self._control(lambda: leftovers.end(self._place.mark, f"{self.name}-{block}"))
+        said = await self._control(lambda: _last_words(self._place.blocks, self.name, block))
+        self.reason = f"block {block} ended" + (f": {said}" if said else "")
+        log.warning("the pool %s: %s", self.name, self.reason, extra={"action": "block_ended"})
+
+
+def _ask(executor: Executor) -> list[str]:
+    executor.poll_facade()
+    return executor.living_blocks()
+
+
+def _last_words(folder: Path, pool: str, block: str) -> str:
+    for path in sorted(folder.glob(f"parsl.{pool}.block-{block}.*.err"), reverse=True)[:1]:
+        with contextlib.suppress(OSError):
+            return path.read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
+    return ""
