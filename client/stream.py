@@ -1,0 +1,175 @@
+"""Listening to groups: one session with the front door, and the link that consumes its stream.
+
+The order is the front door's (bind, then the listener's row) and then the reader's: whoever calls `listen` reads the store after it has
+returned, so that between stream and store nothing can fall through.  A session that has expired is replaced by a new one that listens to
+the same groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from funcmq.broker import api
+from funcmq.broker.errors import FuncmqError, NotFound
+from funcmq.broker.http import Api
+from funcmq.broker.link import Broker, Consumer, Delivery, Link
+
+log = logging.getLogger("funcmq.client")
+
+SILENT_S = 15.0
+"""How long a link may be up without its queue before the session counts as expired."""
+AGAIN_S = 5.0
+"""Pause after a session was refused; meanwhile the sweep finds results."""
+PREFETCH = 64
+MOST_GROUPS = 1000
+
+
+class _Expired(Exception):
+    """The session is gone."""
+
+
+class Listener:
+    """Keeps a session for the groups listened to.
+
+    :param handle: gets every delivery.
+    :param caught_up: runs after every (re)connect: what was missed is in the store.
+    """
+
+    def __init__(self, front: Api, handle: Callable[[Delivery], Awaitable[None]], caught_up: Callable[[], Awaitable[None]]) -> None:
+        self._front, self._handle, self._caught_up = front, handle, caught_up
+        self._groups: set[str] = set()
+        self._session: api.SessionAnswer | None = None
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._standing: tuple[Link, Consumer] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether results come in by themselves now."""
+        return self._standing is not None and self._standing[0].up and self._standing[1].ready.is_set()
+
+    async def listen(self, group: str) -> None:
+        """Return when everything that is said of this group from now on reaches the stream.
+
+        :raises FuncmqError: as the front door says; nothing has changed then, and the call may be repeated.
+        """
+        if group in self._groups and self._session is not None:
+            return
+        async with self._lock:
+            if self._session is not None:
+                await self._extend(group)
+            if self._session is None:
+                await self._open(self._groups | {group})
+            self._groups.add(group)
+
+    async def _open(self, groups: set[str]) -> None:
+        first, *others = _pages(groups)
+        session = await self._front.call("POST", "/sessions", api.SessionRequest(groups=first), api.SessionAnswer)
+        for page in others:
+            await self._listen(session, page)
+        self._session = session
+        self._changed.set()
+
+    async def _extend(self, group: str) -> None:
+        """One more group; a session that is gone is forgotten."""
+        assert self._session is not None
+        if group in self._groups:
+            return
+        try:
+            await self._ask(self._session, {group})
+        except NotFound:
+            if await self._lives(self._session):
+                raise  # it is the group that is not ours
+            self._session = None
+
+    async def _lives(self, session: api.SessionAnswer) -> bool:
+        try:
+            await self._ask(session, self._groups)
+        except NotFound:
+            return False
+        return True
+
+    async def _ask(self, session: api.SessionAnswer, groups: set[str]) -> None:
+        for page in _pages(groups):
+            await self._listen(session, page)
+
+    async def _listen(self, session: api.SessionAnswer, groups: list[str]) -> None:
+        await self._front.tell("POST", f"/sessions/{session.id}/groups", api.SessionRequest(groups=groups))
+
+    async def run(self) -> None:
+        """Consume until cancelled."""
+        while True:
+            self._changed.clear()
+            session = self._session
+            if session is None and self._groups:
+                await self._renew()
+            elif session is None:
+                await self._changed.wait()
+            else:
+                await self._follow(session)
+
+    async def _renew(self) -> None:
+        try:
+            async with self._lock:
+                if self._session is None:
+                    await self._open(self._groups)
+        except FuncmqError as refused:
+            log.warning("cannot listen for results: %s", refused.message)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _follow(self, session: api.SessionAnswer) -> None:
+        """Consume one session, until it has expired or was replaced."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                consuming = group.create_task(self._consume(session), name="consume results")
+                await self._changed.wait()
+                consuming.cancel()
+        except* _Expired:
+            log.info("the session %s has expired; a new one is made", session.id)
+            if self._session is session:
+                self._session = None
+        finally:
+            self._standing = None
+
+    async def _consume(self, session: api.SessionAnswer) -> None:
+        stream = session.streams[0]
+        up = asyncio.Event()
+        rounds = 0
+
+        async def broker() -> Broker:
+            nonlocal rounds
+            rounds += 1
+            if rounds > 1 and not await self._lives(session):
+                raise _Expired
+            return Broker(tuple(stream.urls), stream.user, stream.password)
+
+        async def on_up(_: Link) -> None:
+            up.set()
+
+        async with Link("funcmq client", broker, on_up=on_up) as link, asyncio.TaskGroup() as group:
+            self._standing = link, link.consume(stream.queue, self._handle, prefetch=PREFETCH)
+            group.create_task(link.ended(), name="the stream's end")
+            await self._greet(up, *self._standing)
+
+    async def _greet(self, up: asyncio.Event, link: Link, consumer: Consumer) -> None:
+        """After every connect: when the queue is really consumed, read the store; a queue that cannot be consumed is gone."""
+        while True:
+            await up.wait()
+            up.clear()
+            try:
+                async with asyncio.timeout(SILENT_S):
+                    await link.ready()
+                    await consumer.ready.wait()
+            except TimeoutError:
+                if link.up:
+                    raise _Expired from None
+                continue
+            await self._caught_up()
+
+
+def _pages(groups: set[str]) -> list[list[str]]:
+    """As many groups at a time as the front door takes."""
+    every = sorted(groups)
+    return [every[at : at + MOST_GROUPS] for at in range(0, len(every), MOST_GROUPS)]
