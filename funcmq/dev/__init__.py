@@ -1,1 +1,1 @@
-"""The private stack."""
+"""The private stack of `funcmq dev`, tests and benchmarks, and its RabbitMQ node."""

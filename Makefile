@@ -1,0 +1,67 @@
+# Everything a person does here; CI runs these targets and nothing else.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.setup
+TYPING := build/typing/funcmq
+ROOMS := broker forwarder endpoint client
+FACE := $(filter-out __pycache__,$(notdir $(wildcard funcmq/*)))
+
+# make demo DIR=/your/files
+DIR ?=
+# make test ARGS="tests/unit -k codec"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types bench clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything, and install RabbitMQ if there is none (apt-get, with sudo where you are not root)
+	@$(PY) -m funcmq.dev.install
+
+demo: setup ## Real work on real files, on a private fabric: the standard library, or DIR=/your/files
+	@$(VENV)/bin/funcmq dev -- $(PY) examples/metadata.py $(DIR)
+
+test: setup ## All tests (some of them: ARGS="tests/unit -k codec")
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## Style, by ruff
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+format: setup ## Put the code into the form that lint wants
+	@$(VENV)/bin/ruff format .
+
+types: setup $(TYPING) ## Types, by mypy in strict mode
+	@$(VENV)/bin/mypy -p funcmq
+
+bench: setup ## Figures beside a peer, in the same run
+	@$(VENV)/bin/funcmq dev -- $(PY) -m bench $(ARGS)
+
+clean: ## Remove what the other targets made (not RabbitMQ)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(STAMP): setup.cfg pyproject.toml
+	@python=; \
+	for found in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  if $$found -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$found; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "Error: funcmq needs Python 3.11 or later; install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "Error: $$python has no venv module; install it: sudo apt-get install python3-venv (or your system's package of it)" >&2; exit 1; \
+	fi; \
+	if ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then $$python -m venv --clear $(VENV); fi
+	@echo "Installing funcmq and what it needs into $(VENV)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+# Type checkers cannot read package_dir of setup.cfg: they are shown a tree of links in which every folder has its installed name.
+$(TYPING): $(wildcard funcmq/*) Makefile
+	@rm -rf $(TYPING) && mkdir -p $(TYPING)
+	@for name in $(FACE); do ln -s ../../../funcmq/$$name $(TYPING)/$$name; done
+	@for room in $(ROOMS); do ln -s ../../../$$room $(TYPING)/$$room; done
