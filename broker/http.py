@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from types import TracebackType
 from typing import TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
@@ -16,6 +18,8 @@ T = TypeVar("T", bound=api.Record)
 
 TIMEOUT_S = 60.0
 CONNECT_S = 10.0
+LARGE = 512 * 1024
+"""Bytes from which a body is sent in pieces: aiohttp warns of larger ones, because one piece would hold up the event loop."""
 
 _decode_json = msgspec.json.Decoder(api.ErrorAnswer).decode
 
@@ -31,12 +35,13 @@ class Api:
         self.url = url.rstrip("/")
         self._headers = {"Accept": api.MSGPACK} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_S)
+        self._proxy = _proxy(url)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Api:
-        self._session = aiohttp.ClientSession(
-            headers=self._headers, timeout=self._timeout, trust_env=True, connector=aiohttp.TCPConnector(limit=32)
-        )
+        # not trust_env: that reads ~/.netrc too, on a thread for every request, and then refuses to send a token beside what it found
+        connector = aiohttp.TCPConnector(limit=32)
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=self._timeout, proxy=self._proxy, connector=connector)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -68,7 +73,7 @@ class Api:
         if self._session is None:
             raise RuntimeError("an Api is used with `async with`")
         headers = {"Content-Type": kind, "Accept": accept} if data is not None else {"Accept": accept}
-        sent = io.BytesIO(data) if data is not None else None  # aiohttp warns of large bytes: it would send them in one piece
+        sent = io.BytesIO(data) if data is not None and len(data) >= LARGE else data
         try:
             async with self._session.request(method, f"{self.url}/v1{path}", data=sent, headers=headers, allow_redirects=False) as response:
                 content = await response.read()
@@ -77,6 +82,12 @@ class Api:
         if response.status < 300:
             return content
         raise _error(response.status, response.headers, content, self.url)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for this URL (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
+    parts = urlsplit(url)
+    return None if not parts.hostname or proxy_bypass(parts.hostname) else getproxies().get(parts.scheme)
 
 
 def _error(status: int, headers: object, content: bytes, url: str) -> FuncmqError:

@@ -25,6 +25,7 @@ import aio_pika
 import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
 from aiormq.abc import FieldTable
+from yarl import URL
 
 from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotAllowed, NotFound, Unreachable
 from funcmq.broker.ids import new_hex
@@ -41,8 +42,9 @@ CLOSE_S = 5.0
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 15.0
 
-_LOST = (aiormq.exceptions.AMQPError, aio_pika.exceptions.AMQPError, ConnectionError, OSError, asyncio.TimeoutError, RuntimeError)
-"""What aio-pika raises when a connection or channel goes away under a call; RuntimeError is its 'closed' in some places."""
+_LOST = (*aio_pika.exceptions.CONNECTION_EXCEPTIONS, asyncio.TimeoutError)
+"""What aio-pika raises when a connection or channel goes away under a call.  Among them: RuntimeError is its 'closed' in some places, and
+StopAsyncIteration is what aiormq raises when the wire is cut in the middle of a handshake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Consumer:
                 wait = min(wait * 2, LONGEST_WAIT_S)
             finally:
                 self.ready.clear()
+            _heed_cancel()
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
 
     async def _subscribe(self) -> None:
@@ -140,6 +143,7 @@ class Consumer:
             await channel.set_qos(self._prefetch, timeout=CONNECT_S)
             queue = await channel.get_queue(self.queue, ensure=False)
             await queue.consume(self._deliver, timeout=CONNECT_S)
+            _heed_cancel()
             self.ready.set()
             await ended.wait()
         finally:
@@ -338,6 +342,7 @@ class Link:
                         break
             except FuncmqError as refused:
                 log.warning("%s cannot connect: %s", self._name, refused.message)
+            _heed_cancel()
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
             wait = min(wait * 2, LONGEST_WAIT_S)
 
@@ -354,6 +359,7 @@ class Link:
                 stack.callback(self._down)
                 if self._on_up is not None:
                     await self._on_up(self)
+                _heed_cancel()
                 self._up.set()
                 was_up = True
                 log.info("%s is connected to %s", self._name, url)
@@ -365,8 +371,7 @@ class Link:
         return was_up
 
     async def _connect(self, stack: contextlib.AsyncExitStack, login: str, verb: str, lost: asyncio.Event) -> AbstractConnection:
-        properties: FieldTable = {"connection_name": f"{self._name} {verb}"}
-        connection = await aio_pika.connect(login, timeout=CONNECT_S, heartbeat=HEARTBEAT_S, client_properties=properties)
+        connection = await open_connection(login, f"{self._name} {verb}")
         connection.close_callbacks.add(lambda *_: lost.set())
         stack.push_async_callback(_close, connection)
         return connection
@@ -377,10 +382,36 @@ class Link:
         self._exchanges.clear()
 
 
+async def open_connection(login: str, name: str) -> AbstractConnection:
+    """A connection to the broker at a URL with credentials; `name` is what the broker's list shows.  Raises what aio-pika raises.
+
+    aio_pika.connect leaves a connection that failed to its finaliser, which may run in a thread without an event loop.
+    """
+    properties: FieldTable = {"connection_name": name}
+    connection = aio_pika.Connection(URL(login), client_properties=properties, heartbeat=HEARTBEAT_S)
+    try:
+        await connection.connect(timeout=CONNECT_S)
+    except BaseException:
+        await _close(connection)
+        raise
+    return connection
+
+
 async def _close(what: AbstractConnection | AbstractChannel) -> None:
     with contextlib.suppress(*_LOST):
         async with asyncio.timeout(CLOSE_S):
             await what.close()
+
+
+def _heed_cancel() -> None:
+    """End the task if it was cancelled while aiormq waited for an answer.
+
+    The cancel may be lost there: `asyncio.wait_for` of Python 3.11 returns the answer if that came in the same turn of the loop, and
+    aiormq may raise an error of its own instead.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _say(error: BaseException) -> str:
@@ -396,7 +427,7 @@ async def check(broker: Broker) -> None:
     said = "no URL"
     for url in broker.urls:
         try:
-            connection = await aio_pika.connect(broker.login(url), timeout=CONNECT_S)
+            connection = await open_connection(broker.login(url), "check")
         except aiormq.exceptions.ProbableAuthenticationError:
             raise NotAllowed(f"{url} refuses the user {broker.user}.") from None
         except _LOST as broken:

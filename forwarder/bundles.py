@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import msgspec
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker import api, codec
 from funcmq.broker.errors import Conflict, NotFound
 from funcmq.broker.messages import Signed, Task, Work
 from funcmq.forwarder.admission import Bundle, refused, same_work
-from funcmq.forwarder.prepared import Prepared, insert, many, one, select_in, values
+from funcmq.forwarder.prepared import Prepared, insert, insert_new, many, one, select_in, values
 from funcmq.forwarder.sender import Sending
 from funcmq.forwarder.states import State
 from funcmq.forwarder.tables import PENDING, bundle_bytes, bundles, endpoint_functions, groups, task_keys, tasks
@@ -22,8 +22,6 @@ _ADD_BUNDLE = Prepared(
     _BUNDLE, lambda d: insert(d, bundles).values(values(_BUNDLE)).on_conflict_do_nothing(index_elements=["id"]).returning(bundles.c.seq)
 )
 _ADD_BYTES = Prepared("seq data", lambda d: insert(d, bundle_bytes).values(values("seq data")))
-_ADD_TASK = Prepared("id bundle idx state", lambda d: insert(d, tasks).values(values("id bundle idx state")).on_conflict_do_nothing())
-_COUNT = Prepared("bundle", lambda _: select(func.count()).select_from(tasks).where(tasks.c.bundle == bindparam("bundle_")))
 _ADD_FUNCTION = Prepared(
     "endpoint_id function_id", lambda d: insert(d, endpoint_functions).values(values("endpoint_id function_id")).on_conflict_do_nothing()
 )
@@ -100,8 +98,7 @@ async def take_in(connection: AsyncConnection, bundle: Bundle, verdicts: list[ap
 async def _add_tasks(connection: AsyncConnection, work: Work, seq: int, out: set[int]) -> list[api.Verdict]:
     state = int(State.ACCEPTED)
     rows = [(task.id, seq, index, state) for index, task in enumerate(work.tasks) if index not in out]
-    await many(connection, _ADD_TASK, rows)
-    written = (await one(connection, _COUNT, (seq,))).scalar_one()
+    written = await insert_new(connection, "tasks", "id, bundle, idx, state", rows)
     return [] if written == len(rows) else await _compare(connection, work, seq, {row[0]: row[2] for row in rows})
 
 

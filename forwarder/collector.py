@@ -105,7 +105,7 @@ class Collector:
             elif isinstance(message, Receipt) and message.endpoint == source.endpoint:
                 batch.receipts.append(message)
             elif isinstance(message, Running) and message.endpoint == source.endpoint:
-                self._live.started(message.tasks, message.at)
+                self._live.started(message.tasks, message.at, now_ms())
             else:
                 _warn(source, f"a {delivery.kind} has no place here")
         except FuncmqError as refused:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from funcmq.forwarder.service import serving
 from funcmq.forwarder.settings import ServeSettings, load
 
 log = logging.getLogger("funcmq.serve")
+
+SWITCH_S = 0.0005
+"""How long the event loop may keep the interpreter's lock from the database's thread, which asks for it after every row.
+
+With Python's own 5 ms a busy loop slows the writing of 1,024 tasks from 5 ms to seconds (measured).
+"""
 
 
 @click.command()
@@ -37,6 +44,7 @@ def serve(config: Path | None, **given: str | None) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load(given, file=config)
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
 
@@ -80,14 +88,14 @@ async def _first(*waits: Callable[[], Any]) -> None:
 
 
 def _show_code(code: str, url: str, file: Path | None) -> None:
-    click.echo(
-        f"This database is new.  Log in as its administrator `admin` within 10 minutes:\n  funcmq login {url}\n  code: {code}", err=True
-    )
     if file is not None:
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:  # noqa: PTH123  # a mode is given
             opened.write(code + "\n")
+    click.echo(
+        f"This database is new.  Log in as its administrator `admin` within 10 minutes:\n  funcmq login {url}\n  code: {code}", err=True
+    )
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

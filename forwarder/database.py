@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from sqlalchemy import Connection, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from funcmq.broker.errors import AlreadyRunning, ConfigurationError
+from funcmq.forwarder import sqlite
 from funcmq.forwarder.writer import Writer
 
 READERS = 3
-"""Connections that read at the same time (SQLite: one thread each)."""
+"""Connections that read at the same time."""
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
@@ -55,7 +56,7 @@ class Database:
 
     def __init__(self, writing: AsyncEngine, reading: AsyncEngine) -> None:
         self._writing, self._reading = writing, reading
-        self.write = Writer(writing)
+        self.write = Writer(writing, in_thread=writing.dialect.name == "sqlite")
 
     def read(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:
         """A connection that reads what is committed; every statement sees the newest state."""
@@ -72,7 +73,7 @@ async def opened(url: URL) -> AsyncIterator[Database]:
         if url.get_backend_name() == "sqlite":
             await asyncio.to_thread(_prepare_folder, Path(url.database or ""))
             await upgrade(url)
-        writing, reading = _engine(url, pool_size=1), _engine(url, pool_size=READERS, isolation_level="AUTOCOMMIT")
+        writing, reading = _engine(url), _reading_engine(url)
         database = Database(writing, reading)
         task = asyncio.create_task(database.write.run(), name="writer")
         try:
@@ -86,7 +87,7 @@ async def opened(url: URL) -> AsyncIterator[Database]:
 
 async def upgrade(url: URL) -> None:
     """Bring the schema to this release's, step by step; nothing happens where it is."""
-    engine = _engine(url, pool_size=1)
+    engine = _engine(url)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_run_alembic)
@@ -101,18 +102,31 @@ def _run_alembic(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _engine(url: URL, **options: Any) -> AsyncEngine:
-    engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool, max_overflow=0, pool_timeout=30, **options)
-    if url.get_backend_name() == "sqlite":
-        event.listen(engine.sync_engine, "connect", _tune_sqlite)
-        if "isolation_level" not in options:
-            event.listen(engine.sync_engine, "begin", _begin)
+def _engine(url: URL) -> AsyncEngine:
+    """One connection, for transactions."""
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(url, pool_size=1, max_overflow=0)
+    engine = _sqlite_engine(url, pool_size=1)
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+def _reading_engine(url: URL) -> AsyncEngine:
+    """Connections on which every statement stands for itself."""
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(url, pool_size=READERS, max_overflow=0, isolation_level="AUTOCOMMIT")
+    return _sqlite_engine(url, pool_size=READERS)
+
+
+def _sqlite_engine(url: URL, pool_size: int) -> AsyncEngine:
+    creator = partial(sqlite.connect, url.database or "")
+    engine = create_async_engine(url, async_creator=creator, pool_size=pool_size, max_overflow=0, pool_reset_on_return=None)
+    engine.dialect.has_terminate = False  # closing never blocks here, so there is no need for a harder way
+    event.listen(engine.sync_engine, "connect", _tune_sqlite)
     return engine
 
 
 def _tune_sqlite(connection: Any, _: object) -> None:
-    # the driver would begin transactions at the first write only; we begin them ourselves (SQLAlchemy's documented recipe)
-    connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000", "wal_autocheckpoint=4000"):
         cursor.execute(f"PRAGMA {pragma}")
@@ -120,6 +134,7 @@ def _tune_sqlite(connection: Any, _: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
+    # the driver is in autocommit mode: it would begin at the first write only
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

@@ -107,6 +107,11 @@ async def change_guests(connection: AsyncConnection, endpoint: str, allow: list[
         await connection.execute(delete(endpoint_users).where(endpoint_users.c.endpoint_id == endpoint, endpoint_users.c.user_id.in_(deny)))
 
 
+async def lock(connection: AsyncConnection, endpoint: str) -> None:
+    """No daemon may log in to the broker for it any more."""
+    await connection.execute(update(endpoints).where(endpoints.c.id == endpoint).values(held=False, secret=""))
+
+
 async def remove(connection: AsyncConnection, endpoint: str, now: int) -> None:
     """It is gone: its token works no more, and what had not ended is lost."""
     await connection.execute(update(endpoints).where(endpoints.c.id == endpoint).values(deleted=now, held=False, secret=""))
@@ -123,7 +128,7 @@ async def hold(connection: AsyncConnection, endpoint: str, asked: api.LeaseReque
     row = (await connection.execute(select(endpoints).where(endpoints.c.id == endpoint))).one()
     held = Held(row.epoch, row.held, row.journal, row.birth, row.since, row.host, row.pid)
     decided = decide(held, asked)
-    said = {"host": asked.host, "pid": asked.pid, "release": asked.release, "trusted": json.dumps(asked.trusted)}
+    said: dict[str, Any] = {"host": asked.host, "pid": asked.pid, "release": asked.release, "trusted": json.dumps(asked.trusted)}
     if not isinstance(decided, Grant):
         if any(getattr(row, name) != value for name, value in said.items()):
             await connection.execute(update(endpoints).where(endpoints.c.id == endpoint).values(said))

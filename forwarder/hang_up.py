@@ -13,12 +13,13 @@ log = logging.getLogger("funcmq.hang_up")
 
 
 async def end_session(door: Door, session: str) -> None:
-    """It may log in no more, its connections are closed and its stream is gone.
+    """It may log in no more, its connections are closed and its stream is gone; its row goes last, so that this can be done again.
 
     :raises Busy: the connections could not be closed; doing it again is harmless.
     """
-    await door.database.write(lambda connection: sessions.remove(connection, session))
+    await door.database.write(lambda connection: sessions.lock(connection, session))
     await door.management.close_connections(rights.Session(session).user)
+    await door.database.write(lambda connection: sessions.remove(connection, session))
     try:
         await door.link.delete(topology.stream(session))
     except FuncmqError as left:

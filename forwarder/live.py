@@ -39,10 +39,11 @@ class Live:
         """It is gone."""
         self._signs.pop(endpoint, None)
 
-    def started(self, tasks: list[bytes], at: int) -> None:
-        """These run; beyond a bound the oldest are forgotten."""
+    def started(self, tasks: list[bytes], at: int, now: int) -> None:
+        """These run, since `at` by their endpoint's clock; beyond a bound the oldest are forgotten."""
+        since = at if 0 < at <= now else now
         for task in tasks:
-            self._running[task] = at
+            self._running[task] = since
         while len(self._running) > MOST_RUNNING:
             del self._running[next(iter(self._running))]
 

@@ -129,11 +129,11 @@ async def list_tokens(connection: AsyncConnection, user: str, now: int) -> list[
 
 
 async def revoke_token(connection: AsyncConnection, user: str, identifier: str, now: int) -> None:
-    """It does not work any more.
+    """It does not work any more; revoking it again is harmless.
 
     :raises NotFound: the user has no such token.
     """
-    mine = and_(tokens.c.id == identifier, tokens.c.user_id == user, tokens.c.kind == "user", tokens.c.revoked == 0)
+    mine = and_(tokens.c.id == identifier, tokens.c.user_id == user, tokens.c.kind == "user")
     done = await connection.execute(update(tokens).where(mine).values(revoked=now).returning(tokens.c.id))
     if done.first() is None:
         raise NotFound(f"You have no token {identifier!r}.", hint="See `funcmq token list`.")

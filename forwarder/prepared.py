@@ -5,6 +5,7 @@ SQLAlchemy's own executemany costs more per row than SQLite's insert; these keep
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,16 +61,38 @@ async def one(connection: AsyncConnection, statement: Prepared, row: Row) -> Cur
     return await connection.exec_driver_sql(statement.text(connection.dialect), row)
 
 
+async def insert_new(connection: AsyncConnection, table: str, columns: str, rows: Sequence[Row]) -> int:
+    """Insert rows in one statement, leaving out those that conflict; how many were inserted.
+
+    One statement for all, because SQLite's driver gives and takes the interpreter's lock at every one, and may have to wait for it.
+    """
+    inserted, width, dollars = 0, len(columns.split(", ")), connection.dialect.name == "postgresql"
+    for at in range(0, len(rows), _PIECE // width):
+        piece = rows[at : at + _PIECE // width]
+        marks = _marks(len(piece), width, dollars=dollars)
+        flat = tuple(itertools.chain.from_iterable(piece))
+        text = f"INSERT INTO {table} ({columns}) VALUES {marks} ON CONFLICT DO NOTHING"  # noqa: S608  # names from this code only
+        done = await connection.exec_driver_sql(text, flat)
+        inserted += done.rowcount
+    return inserted
+
+
+def _marks(rows: int, width: int, *, dollars: bool) -> str:
+    if not dollars:
+        return ",".join([f"({','.join('?' * width)})"] * rows)
+    return ",".join(f"({','.join(f'${row * width + n + 1}' for n in range(width))})" for row in range(rows))
+
+
 async def select_in(connection: AsyncConnection, head: str, values: Sequence[Any]) -> list[Row]:
     """Rows of `head IN (values)`; asked in pieces, because databases limit the number of parameters."""
-    found: list[Row] = []
+    found: list[Any] = []
     for at in range(0, len(values), _PIECE):
         piece = tuple(values[at : at + _PIECE])
         dollars = connection.dialect.name == "postgresql"
-        marks = ",".join(f"${n}" for n in range(1, len(piece) + 1)) if dollars else ",".join("?" * len(piece))
-        answer = await connection.exec_driver_sql(f"{head} IN ({marks})", piece)
-        found.extend(tuple(row) for row in answer)
+        answer = await connection.exec_driver_sql(f"{head} IN {_marks(1, len(piece), dollars=dollars)}", piece)
+        found.extend(answer.all())  # rows are tuples
     return found
 
 
-_PIECE = 8192
+_PIECE = 32_000
+"""Parameters of one statement: below the limits of both databases."""

@@ -6,7 +6,7 @@ endpoint's.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from funcmq.broker import codec
@@ -85,18 +85,22 @@ class Home:
     group: str
 
 
-def misplaced(body: Results, homes: dict[bytes, Home]) -> str:
-    """Why these results are not this endpoint's to report; '' if they are.  `homes` has the tasks that the store knows."""
+def misplaced(body: Results, tasks: Mapping[bytes, int], homes: Mapping[int, Home]) -> str:
+    """Why these results are not this endpoint's to report; '' if they are.
+
+    `tasks` has the bundle of each task that the store knows, `homes` whose bundles these are.
+    """
     mine = Home(body.endpoint, body.user, body.group)
+    own = {bundle for bundle, home in homes.items() if home == mine}
     for outcome in body.results:
-        home = homes.get(outcome.id)
-        if home is None:
+        bundle = tasks.get(outcome.id)
+        if bundle is None:
             return f"Nobody knows the task {outcome.id.hex()}."
-        if home != mine:
+        if bundle not in own:
             return f"The task {outcome.id.hex()} is not of this endpoint, user and group."
     return ""
 
 
-def fingerprint(outcome: Outcome) -> bytes:
-    """16 bytes that differ where two results of one task differ in what its user gets."""
-    return hashlib.sha256(codec.encode((outcome.state, outcome.value, outcome.failure))).digest()[:16]
+def differs(one: Outcome, other: Outcome) -> bool:
+    """Whether two results of one task give its user something else."""
+    return (one.state, one.value, one.failure) != (other.state, other.value, other.failure)

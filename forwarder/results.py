@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from funcmq.broker.messages import Receipt, Refused
-from funcmq.forwarder import states
+from funcmq.broker.messages import Outcome, Receipt, Refused
 from funcmq.forwarder.bundles import receive
 from funcmq.forwarder.prepared import Prepared, insert, many, one, select_in, values
-from funcmq.forwarder.reports import Home, ResultBundle, fingerprint, misplaced
-from funcmq.forwarder.states import ENDED_HERE, State
+from funcmq.forwarder.reports import Home, ResultBundle, differs, misplaced
+from funcmq.forwarder.states import ENDS_BY_RESULT, State
 from funcmq.forwarder.tables import bundles, endpoints, failures, results, tasks
-from funcmq.forwarder.tasks import end_here
+from funcmq.forwarder.tasks import end_here, read_results
 
 _RESULT = "id endpoint_id group_id stored data"
 _ADD_RESULT = Prepared(
     _RESULT, lambda d: insert(d, results).values(values(_RESULT)).on_conflict_do_nothing(index_elements=["id"]).returning(results.c.seq)
 )
-_END = "state result result_idx hash ended"
+_END = "state result result_idx"
 _END_TASK = Prepared(
     f"{_END} id", lambda _: update(tasks).where(tasks.c.id == bindparam("id_"), tasks.c.result.is_(None)).values(values(_END))
 )
@@ -40,71 +38,83 @@ class Kept:
     conflicts: int
 
 
-@dataclass(slots=True)
-class _Known:
-    """A task as the store has it, and as this batch changes it."""
-
-    bundle: int
-    state: State
-    hash: bytes | None
-
-
 @dataclass(frozen=True, slots=True)
 class _Bundle:
-    home: Home
     state: State
     journal: str
 
 
+@dataclass(slots=True)
+class _Known:
+    """The tasks of a batch as the store has them: their bundles, states and results; and as the batch changes them."""
+
+    bundle: dict[bytes, int] = field(default_factory=dict)
+    state: dict[bytes, int] = field(default_factory=dict)
+    result: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    homes: dict[int, Home] = field(default_factory=dict)
+    bundles: dict[int, _Bundle] = field(default_factory=dict)
+    ends: list[tuple[int, int, int, bytes]] = field(default_factory=list)
+    given_up: list[bytes] = field(default_factory=list)
+
+
 async def store(connection: AsyncConnection, found: Sequence[ResultBundle], now: int) -> list[Kept]:
     """Write result bundles and the ends of their tasks, in this order; a bundle that is there already changes nothing."""
-    known, before = await _read(connection, found)
-    ends: list[tuple[Any, ...]] = []
-    given_up: list[bytes] = []
+    known = await _read(connection, found)
     kept = []
     for bundle in found:
-        reason = misplaced(bundle.body, {task: before[row.bundle].home for task, row in _of(bundle, known)})
-        if reason:
-            kept.append(Kept(reason, 0))
-            continue
-        seq = await _add(connection, bundle, now)
-        kept.append(Kept("", 0 if seq is None else _end(bundle, seq, now, known, ends, given_up)))
-    await many(connection, _END_TASK, ends)
-    await _forget_failures(connection, given_up)
-    await _mark_received(connection, found, known, before, now)
+        reason = misplaced(bundle.body, known.bundle, known.homes)
+        seq = None if reason else await _add(connection, bundle, now)
+        again = [] if seq is None else _end(bundle, seq, known)
+        kept.append(Kept(reason, await _conflicts(connection, again, known)))
+    await many(connection, _END_TASK, known.ends)
+    await _forget_failures(connection, known.given_up)
+    await _mark_received(connection, found, known, now)
     return kept
 
 
-def _of(bundle: ResultBundle, known: dict[bytes, _Known]) -> Iterable[tuple[bytes, _Known]]:
-    return ((outcome.id, known[outcome.id]) for outcome in bundle.body.results if outcome.id in known)
-
-
-def _end(bundle: ResultBundle, seq: int, now: int, known: dict[bytes, _Known], ends: list[tuple[Any, ...]], given_up: list[bytes]) -> int:
-    """Add the rows that end this bundle's tasks; how many of them had ended otherwise."""
-    conflicts = 0
+def _end(bundle: ResultBundle, seq: int, known: _Known) -> list[Outcome]:
+    """Note how this bundle ends its tasks; the results that come after another one."""
+    again = []
+    state, ends = known.state, known.ends
     for index, outcome in enumerate(bundle.body.results):
-        row, digest = known[outcome.id], fingerprint(outcome)
-        end = states.after(row.state, states.BY_RESULT[outcome.state])
+        task = outcome.id
+        end = ENDS_BY_RESULT.get((state[task], outcome.state))
         if end is None:
-            conflicts += row.hash != digest
+            again.append(outcome)
             continue
-        if row.state in ENDED_HERE:
-            given_up.append(outcome.id)
-        row.state, row.hash = end, digest
-        ends.append((int(end), seq, index, digest, now, outcome.id))
-    return conflicts
+        if state[task] != State.ACCEPTED:
+            known.given_up.append(task)
+        state[task] = end
+        known.result[task] = (seq, index)
+        ends.append((end, seq, index, task))
+    return again
 
 
-async def _read(connection: AsyncConnection, found: Sequence[ResultBundle]) -> tuple[dict[bytes, _Known], dict[int, _Bundle]]:
-    ids = [outcome.id for bundle in found for outcome in bundle.body.results]
-    rows = await select_in(connection, "SELECT id, bundle, state, hash FROM tasks WHERE id", ids)
-    known = {task: _Known(bundle, State(state), digest) for task, bundle, state, digest in rows}
+async def _conflicts(connection: AsyncConnection, again: list[Outcome], known: _Known) -> int:
+    """How many of these say something else than the results that were first."""
+    seqs = {known.result[outcome.id][0] for outcome in again}
+    rows = await connection.execute(select(results.c.seq, results.c.data).where(results.c.seq.in_(seqs))) if seqs else ()
+    first = {row.seq: read_results(row.data).results for row in rows}
+    before = ((outcome, *known.result[outcome.id]) for outcome in again)
+    return sum(differs(outcome, first[seq][index]) for outcome, seq, index in before)
+
+
+async def _read(connection: AsyncConnection, found: Sequence[ResultBundle]) -> _Known:
+    ids, known = [outcome.id for bundle in found for outcome in bundle.body.results], _Known()
+    for task, bundle, state, result, index in await select_in(
+        connection, "SELECT id, bundle, state, result, result_idx FROM tasks WHERE id", ids
+    ):
+        known.bundle[task], known.state[task] = bundle, state
+        if result is not None:
+            known.result[task] = (result, index)
     head = (
         "SELECT bundles.seq, bundles.endpoint_id, bundles.user_id, bundles.group_id, bundles.state, endpoints.journal "
         "FROM bundles JOIN endpoints ON endpoints.id = bundles.endpoint_id WHERE bundles.seq"
     )
-    homes = await select_in(connection, head, list({row.bundle for row in known.values()}))
-    return known, {seq: _Bundle(Home(endpoint, user, group), State(state), journal) for seq, endpoint, user, group, state, journal in homes}
+    for seq, endpoint, user, group, state, journal in await select_in(connection, head, list(set(known.bundle.values()))):
+        known.homes[seq] = Home(endpoint, user, group)
+        known.bundles[seq] = _Bundle(State(state), journal)
+    return known
 
 
 async def _add(connection: AsyncConnection, bundle: ResultBundle, now: int) -> int | None:
@@ -118,16 +128,15 @@ async def _forget_failures(connection: AsyncConnection, ids: list[bytes]) -> Non
         await connection.execute(delete(failures).where(failures.c.task.in_(ids)))
 
 
-async def _mark_received(
-    connection: AsyncConnection, found: Sequence[ResultBundle], known: dict[bytes, _Known], before: dict[int, _Bundle], now: int
-) -> None:
+async def _mark_received(connection: AsyncConnection, found: Sequence[ResultBundle], known: _Known, now: int) -> None:
     """A result says that its bundle was received; endpoints leave out receipts that results overtake."""
     rows = {}
     for bundle in found:
-        for seq in {row.bundle for _, row in _of(bundle, known)}:
-            home = before[seq]
-            if home.state < State.RECEIVED and home.journal == bundle.body.journal and home.home.endpoint == bundle.body.endpoint:
-                rows[seq] = (int(State.RECEIVED), home.journal, now, seq)
+        for seq in {known.bundle[outcome.id] for outcome in bundle.body.results if outcome.id in known.bundle}:
+            before = known.bundles[seq]
+            own = known.homes[seq].endpoint == bundle.body.endpoint and before.journal == bundle.body.journal
+            if own and before.state < State.RECEIVED:
+                rows[seq] = (int(State.RECEIVED), before.journal, now, seq)
     await many(connection, _RECEIVED_BY_RESULT, list(rows.values()))
 
 

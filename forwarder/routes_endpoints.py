@@ -27,6 +27,9 @@ log = logging.getLogger("funcmq.endpoints")
 
 routes = Routes()
 
+LARGEST = 2**53
+"""Numbers from endpoints end here: databases and JSON readers take no larger ones."""
+
 
 @routes("POST /endpoints", who=Who.ANYBODY, request=api.EndpointRequest, answer=api.EndpointAnswer, status=201)
 async def register(door: Door, call: Call[api.EndpointRequest]) -> api.EndpointAnswer:
@@ -93,14 +96,15 @@ async def share(door: Door, call: Call[api.EndpointPatch]) -> api.EndpointView:
 
 @routes("DELETE /endpoints/{id}")
 async def remove(door: Door, call: Call[None]) -> None:
-    """It is gone for everybody; its open tasks are lost, its daemon is cut off."""
+    """It is gone for everybody: its daemon is cut off, then its open tasks are lost.  The row goes last, so that this can be done again."""
     async with door.database.read() as connection:
         row = await endpoints.find_own(connection, call.caller.user, call.path["id"])
+    await door.database.write(lambda c: endpoints.lock(c, row.id))
+    await fence(door, row.id, range(row.fenced + 1, row.epoch + 1))
     await door.database.write(lambda c: endpoints.remove(c, row.id, now_ms()))
     door.known.forget_rights()
     await door.unwatch(row.id)
     door.live.forget(row.id)
-    await fence(door, row.id, range(row.fenced + 1, row.epoch + 1))
     await door.link.delete(topology.endpoint(row.id))
 
 
@@ -108,8 +112,7 @@ async def remove(door: Door, call: Call[None]) -> None:
 async def lease(door: Door, call: Call[api.LeaseRequest]) -> api.Lease:
     """A daemon starts or comes back; earlier epochs are cut off before this answers."""
     endpoint, body, password, now = _itself(call), call.body, new_password(), now_ms()
-    if not body.journal or len(body.journal) > 64 or not all(is_hash(key) for key in body.trusted):
-        raise InvalidRequest("A journal is named by 1 to 64 characters, a trusted key by 64 hex digits.")
+    _check_lease(body)
 
     async def write(connection: AsyncConnection) -> tuple[endpoints.Granted | None, list[str]]:
         granted = await endpoints.hold(connection, endpoint, body, digest(password), now)
@@ -150,6 +153,13 @@ def _itself(call: Call[Any]) -> str:
     return call.caller.endpoint
 
 
+def _check_lease(body: api.LeaseRequest) -> None:
+    if not 1 <= len(body.journal) <= 64 or not all(is_hash(key) for key in body.trusted):
+        raise InvalidRequest("A journal is named by 1 to 64 characters, a trusted key by 64 hex digits.")
+    if len(body.host) > 255 or len(body.release) > 64 or not (0 <= body.birth < LARGEST and 0 <= body.pid < LARGEST):
+        raise InvalidRequest("A host has at most 255 characters, a release 64; birth and pid are not negative.")
+
+
 def _answer(door: Door, endpoint: str, epoch: int, password: str, cancels: list[str]) -> api.Lease:
     user = rights.Endpoint(endpoint, epoch).user
     return api.Lease(epoch=epoch, brokers=list(door.settings.public_brokers), user=user, password=password, cancels=cancels)
@@ -172,7 +182,7 @@ async def _view(door: Door, connection: AsyncConnection, row: Row[Any], user: st
         pid=row.pid,
         release=row.release,
         pools=said.pools if said else [],
-        queued=sum(said.queued.values()) if said else 0,
+        queued=min(sum(said.queued.values()), LARGEST) if said else 0,
         running=said.running if said else 0,
         unstored=said.unstored if said else 0,
         reason=said.reason if said else "",

@@ -160,7 +160,7 @@ async def first_administrator(door: Door) -> str | None:
 
 
 def _short(comment: str) -> str:
-    return comment[:255]
+    return comment.replace("\0", "")[:255]  # PostgreSQL keeps no NUL
 
 
 def _expiry(now: int, days: float) -> int:

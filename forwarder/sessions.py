@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker.errors import NotFound
@@ -33,6 +33,11 @@ async def check(connection: AsyncConnection, identifier: str, user: str) -> None
     query = select(sessions.c.id).where(sessions.c.id == identifier, sessions.c.user_id == user)
     if (await connection.execute(query)).first() is None:
         raise NotFound("There is no such session.", hint="Make a new one with POST /v1/sessions.")
+
+
+async def lock(connection: AsyncConnection, identifier: str) -> None:
+    """Nobody may log in with it any more."""
+    await connection.execute(update(sessions).where(sessions.c.id == identifier).values(secret=""))
 
 
 async def remove(connection: AsyncConnection, identifier: str) -> None:

@@ -98,6 +98,11 @@ BY_RESULT: dict[str, Event] = {
 }
 """What a result's own word means here."""
 
+ENDS_BY_RESULT: dict[tuple[int, str], int] = {
+    (int(state), word): int(TABLE[state, event]) for state in State for word, event in BY_RESULT.items() if (state, event) in TABLE
+}
+"""The rows of the table that results need, in plain numbers and words: hashing an Enum costs more than the rest of storing a result."""
+
 _NAMES: dict[State, api.State] = {
     State.ACCEPTED: "accepted",
     State.PUBLISHED: "published",

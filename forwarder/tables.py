@@ -204,8 +204,6 @@ tasks = Table(
     Column("state", SmallInteger, nullable=False),  # accepted, or an end: in between it is where its bundle is
     Column("result", BigInteger, nullable=True),  # seq of the result bundle
     Column("result_idx", SmallInteger, nullable=True),
-    Column("hash", LargeBinary(16), nullable=True),
-    Column("ended", BigInteger, nullable=True),
     Index("ix_tasks_bundle", "bundle", "idx"),
     sqlite_with_rowid=False,
 )
@@ -216,6 +214,7 @@ failures = Table(  # why the front door itself ended a task
     Column("task", LargeBinary(16), ForeignKey("tasks.id"), primary_key=True),
     Column("code", String(64), nullable=False),
     Column("message", Text, nullable=False),
+    Column("ended", BigInteger, nullable=False),
 )
 
 cancels = Table(  # requests; a row goes when its task has ended

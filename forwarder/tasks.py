@@ -29,7 +29,6 @@ _ROW = (
     tasks.c.state,
     tasks.c.result,
     tasks.c.result_idx,
-    tasks.c.ended,
     bundles.c.state.label("bundle_state"),
     bundles.c.endpoint_id,
     bundles.c.user_id,
@@ -42,8 +41,8 @@ _ROW = (
 
 
 _END_HERE = Prepared(
-    "state ended id was",
-    lambda _: update(tasks).where(tasks.c.id == bindparam("id_"), tasks.c.state == bindparam("was_")).values(values("state ended")),
+    "state id was",
+    lambda _: update(tasks).where(tasks.c.id == bindparam("id_"), tasks.c.state == bindparam("was_")).values(values("state")),
 )
 
 
@@ -113,17 +112,16 @@ def _outcome(row: Row[Any], ends: dict[int, Results]) -> Outcome | None:
     return ends[row.result].results[row.result_idx] if row.result is not None else None
 
 
-async def _failures(connection: AsyncConnection, ids: list[bytes]) -> dict[bytes, tuple[str, str]]:
+async def _failures(connection: AsyncConnection, ids: list[bytes]) -> dict[bytes, Row[Any]]:
     rows = await connection.execute(select(failures).where(failures.c.task.in_(ids))) if ids else ()
-    return {bytes(row.task): (row.code, row.message) for row in rows}
+    return {bytes(row.task): row for row in rows}
 
 
-def _view(row: Row[Any], work: Work, outcome: Outcome | None, why: tuple[str, str] | None, live: Live, now: int) -> api.TaskView:
+def _view(row: Row[Any], work: Work, outcome: Outcome | None, here: Row[Any] | None, live: Live, now: int) -> api.TaskView:
     function = work.functions[work.tasks[row.idx].function]
     since = live.running_since(row.id)
     state = states.name(State(row.state), State(row.bundle_state), running=bool(since))
-    if outcome is not None and outcome.failure is not None:
-        why = (outcome.failure.code, outcome.failure.message)
+    why = outcome.failure if outcome is not None else here
     return api.TaskView(
         id=row.id.hex(),
         state=state,
@@ -137,10 +135,10 @@ def _view(row: Row[Any], work: Work, outcome: Outcome | None, why: tuple[str, st
         published=row.published,
         received=(outcome.received if outcome else 0) or row.received,
         started=outcome.started if outcome else since,
-        ended=(outcome.ended if outcome else 0) or row.ended or 0,
+        ended=outcome.ended if outcome else here.ended if here else 0,
         host=outcome.host if outcome else "",
         attempt=outcome.attempt if outcome else 0,
-        failure=why,
+        failure=None if why is None else (why.code, why.message),
         waiting_for="" if state in api.ENDS else waiting_for(state, live.sign(row.endpoint_id), since, now),
         stdout=outcome.stdout if outcome else "",
         stderr=outcome.stderr if outcome else "",
@@ -160,7 +158,7 @@ async def query(connection: AsyncConnection, live: Live, user: str, ids: list[by
         api.TaskState(
             id=task.hex(),
             state=states.name(State(state), State(bundle_state), running=live.running_since(task) > 0),
-            failure=why.get(task),
+            failure=(why[task].code, why[task].message) if task in why else None,
         )
         for task, state, result, bundle_state, _ in rows
         if result not in held
@@ -226,8 +224,8 @@ async def pending_cancels(connection: AsyncConnection, endpoint: str) -> list[st
 
 async def end_here(connection: AsyncConnection, ids: list[bytes], state: State, code: str, message: str, now: int) -> None:
     """The front door itself ends these open tasks."""
-    rows = [(int(state), now, task, int(State.ACCEPTED)) for task in ids]
+    rows = [(int(state), task, int(State.ACCEPTED)) for task in ids]
     await many(connection, _END_HERE, rows)
-    said = [{"task": task, "code": code[:64], "message": message} for task in ids]
+    said = [{"task": task, "code": code[:64], "message": message, "ended": now} for task in ids]
     if said:
         await connection.execute(insert(connection.dialect, failures).on_conflict_do_nothing(), said)

@@ -1,8 +1,8 @@
 """The one that writes: requests hand in operations, all that wait share one transaction and one commit (design §3.2).
 
-An operation is a coroutine function of the connection.  It must be repeatable: when one of a batch raises, the whole batch is rolled back
-and each operation runs again in a transaction of its own, so that a failing one never undoes its neighbours and the usual case pays for no
-savepoints.
+An operation is a coroutine function of the connection, and awaits nothing else.  It must be repeatable: when one of a batch raises, the
+whole batch is rolled back and each operation runs again in a transaction of its own, so that a failing one never undoes its neighbours
+and the usual case pays for no savepoints.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from funcmq.broker.errors import Busy, FuncmqError, StorageFull
+from funcmq.forwarder import sqlite
 from funcmq.forwarder.prepared import Prepared, Row, many
 
 log = logging.getLogger("funcmq.writer")
@@ -41,12 +43,14 @@ class _Request(Generic[T]):
 class Writer:
     """See the module.  `run` must be running; only one writer may write to a SQLite file."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, in_thread: bool = False) -> None:
         self._engine = engine
+        self._thread = ThreadPoolExecutor(1, "database") if in_thread else None
         self._waiting: deque[_Request[Any]] = deque()
         self._later: dict[Prepared, list[Row]] = {}
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._connection: AsyncConnection | None = None  # kept: taking one from the pool and giving it back costs two more round trips
         self._closing = False
 
     async def __call__(self, operation: Operation[T]) -> T:
@@ -72,11 +76,16 @@ class Writer:
 
     async def run(self) -> None:
         """Write until `close` was called and nothing waits any more."""
-        while not (self._closing and not self._waiting and not self._later):
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting or self._later:
-                await self._batch()
+        try:
+            while not (self._closing and not self._waiting and not self._later):
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting or self._later:
+                    await self._batch()
+        finally:
+            await self._disconnect()
+            if self._thread is not None:
+                self._thread.shutdown()
 
     def close(self) -> None:
         """Take no more operations; `run` ends when those that wait are written."""
@@ -103,11 +112,26 @@ class Writer:
         return rows
 
     async def _transact(self, operations: Sequence[Operation[Any]], rows: dict[Prepared, list[Row]]) -> list[Any]:
-        async with self._engine.begin() as connection:
+        """One transaction; where the driver blocks, the whole of it in one thread: one hop, however many statements."""
+        if self._thread is None:
+            return await self._carry_out(operations, rows)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: sqlite.finish(self._carry_out(operations, rows)))
+
+    async def _carry_out(self, operations: Sequence[Operation[Any]], rows: dict[Prepared, list[Row]]) -> list[Any]:
+        if self._connection is None or self._connection.invalidated:
+            await self._disconnect()
+            self._connection = await self._engine.connect()
+        connection = self._connection
+        async with connection.begin():
             answers = [await operation(connection) for operation in operations]
             for statement, values in rows.items():
                 await many(connection, statement, values)
             return answers
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     async def _one_by_one(self, batch: list[_Request[Any]], rows: dict[Prepared, list[Row]], error: Exception) -> None:
         if len(batch) == 1 and not rows:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import aio_pika
-import aiormq
 import pytest
 import pytest_asyncio
 
-from funcmq.broker import api, codec, messages, rights, signing, topology
+from funcmq.broker import api, codec, messages, signing, topology
 from funcmq.broker.errors import (
     AlreadyRunning,
     Busy,
@@ -392,7 +391,7 @@ async def settled(fabric: Fabric) -> None:
 
 @pytest.mark.asyncio
 async def test_ids_and_keys_known_before_are_the_same_task(fabric: Fabric) -> None:
-    """The same task in another bundle is `same`, other content under its id is refused, a known key stands for its first task; the rest goes on."""
+    """A known task is `same`, other content under its id is refused, a known key stands for its first task; the rest goes on."""
     user = fabric.admin
     endpoint = await fabric.endpoint(user)
     function = await user.register()
@@ -537,7 +536,11 @@ async def test_a_wrong_task_does_not_take_its_neighbours_along(fabric: Fabric) -
     bundle = user.sign(user.work(endpoint.id, function, tasks, functions=[function, unknown], options=options))
     answer = await user.post(bundle)
     assert answer.accepted == 1
-    assert [(verdict.index, verdict.code) for verdict in answer.verdicts] == [(0, "NotFound"), (1, "TaskExpired"), (3, "EnvironmentMismatch")]
+    assert [(verdict.index, verdict.code) for verdict in answer.verdicts] == [
+        (0, "NotFound"),
+        (1, "TaskExpired"),
+        (3, "EnvironmentMismatch"),
+    ]
     assert await user.post(bundle) == answer
     async with endpoint.connected():
         assert (await endpoint.next_dispatch()).only == [2]
@@ -559,13 +562,19 @@ async def test_an_endpoint_reports_about_its_own_work_only(fabric: Fabric) -> No
     async with other.connected(), mine.connected():
         forged = [
             (other, other.results(user.id, work.group, [outcome_of(task)])),
-            (other, other.key.sign(signing.RESULTS, codec.decode(messages.Signed, mine.results(user.id, work.group, [outcome_of(task)])).body)),
+            (
+                other,
+                other.key.sign(signing.RESULTS, codec.decode(messages.Signed, mine.results(user.id, work.group, [outcome_of(task)])).body),
+            ),
             (other, mine.results(user.id, work.group, [outcome_of(task)])),
             (mine, mine.results(user.id, elsewhere, [outcome_of(task)])),
             (mine, mine.results(new_hex(), work.group, [outcome_of(task)])),
             (mine, mine.results(user.id, work.group, [outcome_of(new_id())])),
             (mine, mine.results(user.id, work.group, [])),
-            (mine, mine.key.sign(signing.BUNDLE, codec.decode(messages.Signed, mine.results(user.id, work.group, [outcome_of(task)])).body)),
+            (
+                mine,
+                mine.key.sign(signing.BUNDLE, codec.decode(messages.Signed, mine.results(user.id, work.group, [outcome_of(task)])).body),
+            ),
         ]
         for sender, data in forged:
             await sender.report("results/1", data, work.group)
@@ -869,6 +878,3 @@ async def test_an_unconfirmed_bundle_is_busy_and_sent_again(fabric: Fabric) -> N
     assert (await user.post(bundle)).accepted == 1
     async with endpoint.connected():
         assert await endpoint.next_dispatch() == Dispatch(2, None, bundle)
-
-
-__all__ = ["aiormq", "rights"]

@@ -279,8 +279,6 @@ def upgrade() -> None:
         sa.Column("state", sa.SmallInteger(), nullable=False),
         sa.Column("result", sa.BigInteger(), nullable=True),
         sa.Column("result_idx", sa.SmallInteger(), nullable=True),
-        sa.Column("hash", sa.LargeBinary(length=16), nullable=True),
-        sa.Column("ended", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
             ["bundle"],
             ["bundles.seq"],
@@ -310,6 +308,7 @@ def upgrade() -> None:
         sa.Column("task", sa.LargeBinary(length=16), nullable=False),
         sa.Column("code", sa.String(length=64), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("ended", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["task"],
             ["tasks.id"],

@@ -1,0 +1,205 @@
+"""What may come in: bundles from users, reports from endpoints.  No store, no broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from funcmq.broker import codec, signing
+from funcmq.broker.errors import FuncmqError, InvalidRequest, NotAllowed, PayloadTooLarge
+from funcmq.broker.ids import group_id, new_hex, new_id
+from funcmq.broker.messages import (
+    FunctionRef,
+    Heartbeat,
+    Inline,
+    Options,
+    Outcome,
+    PoolStatus,
+    Results,
+    Signature,
+    Signed,
+    Task,
+    Work,
+)
+from funcmq.broker.signing import PrivateKey
+from funcmq.forwarder import admission, reports
+from funcmq.forwarder.live import Live, Sign
+from funcmq.forwarder.waiting import waiting_for
+
+NOW = 1_700_000_000_000
+USER, ENDPOINT = new_hex(), new_hex()
+KEY = PrivateKey.generate()
+FUNCTION = FunctionRef("ab" * 32, "f")
+
+
+def make_work(**changes: Any) -> Work:
+    fields: dict[str, Any] = {
+        "v": 1,
+        "user": USER,
+        "key": KEY.public.id,
+        "run_as": "",
+        "endpoint": ENDPOINT,
+        "group": group_id(USER, "g"),
+        "signed_at": NOW,
+        "functions": [FUNCTION],
+        "options": [Options(not_after=NOW + 1000)],
+        "tasks": [Task(new_id(), 0, 0, Inline("msgpack", b"\x01"))],
+    }
+    return Work(**(fields | changes))
+
+
+def sign(work: Work, key: PrivateKey = KEY) -> bytes:
+    return key.sign(signing.BUNDLE, codec.encode(work))
+
+
+def facts(**changes: Any) -> admission.Facts:
+    fields: dict[str, Any] = {
+        "user": USER,
+        "key": KEY.public,
+        "endpoint_name": "lab",
+        "trusted": {KEY.public.id},
+        "functions": {FUNCTION.id},
+        "now": NOW,
+    }
+    return admission.Facts(**(fields | changes))
+
+
+def test_a_good_bundle_comes_in_whole() -> None:
+    """Signed by a registered, trusted key, in time: no verdicts; before an endpoint's first lease nothing is known of its trust."""
+    bundle = admission.read(sign(make_work()))
+    assert admission.judge(bundle, facts()) == []
+    assert admission.judge(bundle, facts(trusted=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("bundle", "changes"),
+    [
+        (sign(make_work()), {"user": new_hex()}),
+        (sign(make_work()), {"key": None}),
+        (sign(make_work()), {"key": PrivateKey.generate().public}),
+        (sign(make_work()), {"trusted": set()}),
+        (sign(make_work(key="0" * 64)), {}),
+        (sign(make_work(), PrivateKey.generate()), {}),
+        (KEY.sign(signing.RESULTS, codec.encode(make_work())), {}),
+        (codec.encode(Signed(Signature(KEY.public.id, b"short"), codec.encode(make_work()))), {}),
+    ],
+)
+def test_whoever_did_not_sign_it_is_refused(bundle: bytes, changes: dict[str, Any]) -> None:
+    """Another user, key, domain or endpoint's trust: NotAllowed for the whole bundle, with what to do."""
+    with pytest.raises(NotAllowed) as refused:
+        admission.judge(admission.read(bundle), facts(**changes))
+    assert refused.value.hint
+
+
+def test_every_altered_byte_of_a_body_is_noticed() -> None:
+    """A bundle with any one byte of its signed body flipped does not come in."""
+    data = sign(make_work())
+    start = data.index(codec.encode(make_work().user))
+    for at in range(start, len(data)):
+        altered = bytearray(data)
+        altered[at] ^= 1
+        with pytest.raises(FuncmqError):
+            admission.judge(admission.read(bytes(altered)), facts())
+
+
+@pytest.mark.parametrize(
+    ("work", "error"),
+    [
+        (make_work(run_as="root"), InvalidRequest),
+        (make_work(endpoints=[new_hex()]), InvalidRequest),
+        (make_work(tasks=[Task(new_id(), 0, 0, Inline("pickle", bytes(600_000))) for _ in range(2)]), PayloadTooLarge),
+    ],
+)
+def test_reserved_and_oversized_bundles_are_refused(work: Work, error: type[FuncmqError]) -> None:
+    """What this release cannot honour is refused instead of ignored."""
+    with pytest.raises(error):
+        admission.read(sign(work))
+
+
+def test_a_result_bundle_is_believed_from_its_endpoint_only() -> None:
+    """Key, id and signature must be the endpoint's whose queue it came from; the reason for a refusal is told under the bundle's id."""
+    key = PrivateKey.generate()
+    source = reports.Source(ENDPOINT, key.public)
+    outcome = Outcome(new_id(), "succeeded", Inline("msgpack", b"\x01"), None, 1, 0, 0, 0)
+
+    def results(**changes: Any) -> bytes:
+        fields: dict[str, Any] = {
+            "v": 1,
+            "endpoint": ENDPOINT,
+            "key": key.public.id,
+            "journal": "j",
+            "user": USER,
+            "group": group_id(USER, "g"),
+            "signed_at": NOW,
+            "results": [outcome],
+        }
+        return codec.encode(Results(**(fields | changes)))
+
+    good = reports.read_results(source, key.sign(signing.RESULTS, results()))
+    assert isinstance(good, reports.ResultBundle)
+    wrong = [
+        KEY.sign(signing.RESULTS, results()),
+        key.sign(signing.BUNDLE, results()),
+        key.sign(signing.RESULTS, results(endpoint=new_hex())),
+        key.sign(signing.RESULTS, results(key=KEY.public.id)),
+        key.sign(signing.RESULTS, results(results=[])),
+        key.sign(signing.RESULTS, results(results=[outcome, outcome])),
+        key.sign(signing.RESULTS, results(v=2)),
+        key.sign(signing.RESULTS, b"garbage"),
+    ]
+    for data in wrong:
+        read = reports.read_results(source, data)
+        assert isinstance(read, reports.Unbelieved)
+        assert read.reason
+    with pytest.raises(InvalidRequest):
+        reports.read_results(source, b"garbage")
+
+
+def test_results_belong_to_the_bundles_endpoint_user_and_group() -> None:
+    """One task that is unknown, or of another endpoint, user or group, makes the whole result bundle misplaced."""
+    outcome = Outcome(new_id(), "succeeded", None, None, 1, 0, 0, 0)
+    body = Results(1, ENDPOINT, "k", "j", USER, "g", NOW, [outcome])
+    assert reports.misplaced(body, {outcome.id: 7}, {7: reports.Home(ENDPOINT, USER, "g")}) == ""
+    for home in (reports.Home("x", USER, "g"), reports.Home(ENDPOINT, "x", "g"), reports.Home(ENDPOINT, USER, "x")):
+        assert reports.misplaced(body, {outcome.id: 7}, {7: home})
+    assert reports.misplaced(body, {}, {})
+
+
+def test_waiting_is_said_in_one_sentence() -> None:
+    """Offline, a pool's reason, the queue before it, a worker: the nearest cause is named."""
+    pool = PoolStatus("cpu", "slurm", 0, 0, 8, 0, {}, "Slurm 48211 PENDING (QOSMaxJobs)")
+
+    def beat(**changes: Any) -> Sign:
+        fields: dict[str, Any] = {
+            "v": 1,
+            "endpoint": ENDPOINT,
+            "epoch": 1,
+            "journal": "j",
+            "at": NOW,
+            "host": "login3",
+            "pid": 1,
+            "release": "0",
+            "pools": [],
+            "queued": {USER: 17_203},
+            "running": 0,
+            "unstored": 0,
+        }
+        return Sign(Heartbeat(**(fields | changes)), NOW)
+
+    assert waiting_for("received", None, 0, NOW) == "endpoint offline (not seen yet)"
+    assert waiting_for("received", beat(), 0, NOW + 60_000) == "endpoint offline since 22:13 UTC (login3)"
+    assert waiting_for("received", beat(), 0, NOW) == "17,203 tasks wait at the endpoint"
+    assert waiting_for("received", beat(queued={}), 0, NOW) == "a worker"
+    assert waiting_for("received", beat(pools=[pool]), 0, NOW) == "pool cpu: Slurm 48211 PENDING (QOSMaxJobs)"
+    assert waiting_for("running", beat(), NOW, NOW) == "running since 22:13 UTC (login3)"
+
+
+def test_a_zombies_heartbeat_does_not_replace_a_later_epochs() -> None:
+    """The newest epoch's word stands."""
+    live = Live()
+    for epoch, host in ((1, "old"), (2, "new"), (1, "zombie")):
+        live.beat(Heartbeat(1, ENDPOINT, epoch, "j", NOW, host, 1, "0", [], {}, 0, 0), NOW)
+    sign_ = live.sign(ENDPOINT)
+    assert sign_ is not None
+    assert sign_.heartbeat.host == "new"
