@@ -11,6 +11,7 @@ from funcmq.dev.rabbitmq import Node
 from funcmq.dev.stack import Options, Stack
 
 WORKERS = 2
+"""Of an endpoint, where a test does not need more."""
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -29,5 +30,26 @@ async def broker(rabbitmq: Node) -> Broker:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack() -> AsyncIterator[Stack]:
     """A whole fabric with one endpoint, `dev`, of two workers.  `stack.use(monkeypatch)` makes it the one that is configured."""
+    async with Stack(Options(workers=WORKERS)) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def broker_of_stack(stack: Stack) -> Broker:
+    """The administrator of the fabric's RabbitMQ: for those who want to do there what nobody else may."""
+    assert isinstance(stack.source, Node)
+    return stack.source.broker
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def wide() -> AsyncIterator[Stack]:
+    """A fabric whose endpoint has eight workers."""
+    async with Stack(Options(workers=8)) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def own() -> AsyncIterator[Stack]:
+    """A fabric of this test alone, which may break it."""
     async with Stack(Options(workers=WORKERS)) as running:
         yield running

@@ -44,7 +44,7 @@ async def _code(file: Path) -> str:
     """The one-time code; `serve` writes it a moment after it listens, and only for a new database: '' after a while."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CODE_S):
-            while not (file.exists() and (found := file.read_text().strip())):
+            while not (file.exists() and (found := file.read_text().strip())):  # noqa: ASYNC110  # another process writes it
                 await asyncio.sleep(PROBE_S)
             return found
     return ""

@@ -20,10 +20,10 @@ from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from funcmq.broker.lifeline import gone
+from funcmq.broker.lifeline import VARIABLE, gone
 from funcmq.dev.process import die_with_parent
 
-_DELETE_S = 15.0
+_OTHERS_S = 20.0
 _PROBE_S = 0.02
 
 
@@ -182,8 +182,8 @@ async def guard(job: Job, parent: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     servers: list[Server] = []
     work = asyncio.create_task(_serve(job, servers), name="servers")
-    others = [asyncio.create_task(stop.wait()), asyncio.create_task(gone(parent))]
-    await asyncio.wait([work, *others], return_when=asyncio.FIRST_COMPLETED)
+    orphaned = asyncio.create_task(gone(parent), name="parent")
+    await asyncio.wait([work, orphaned, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
     if work.done():
         _say(work.result())
     work.cancel()
@@ -192,16 +192,20 @@ async def guard(job: Job, parent: int) -> None:
     for server in reversed(servers):
         await server.end()
     if job.folder:
-        await _delete(Path(job.folder))
+        if orphaned.done():
+            await _others_gone(parent)
+        await asyncio.to_thread(shutil.rmtree, job.folder, ignore_errors=True)
 
 
-async def _delete(folder: Path) -> None:
-    """Delete a folder in which processes that are ending too may still write for a moment."""
+async def _others_gone(parent: int) -> None:
+    """Wait, not for ever, for what ends with the same parent (`funcmq.broker.lifeline`), because it writes into the folder to its end."""
+    mark = f"{VARIABLE}={parent}".encode()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DELETE_S):
-            while folder.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                await asyncio.sleep(_PROBE_S)
+        async with asyncio.timeout(_OTHERS_S):
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if mark in (process / "environ").read_bytes().split(b"\0"):
+                        await gone(int(process.name))
 
 
 def main() -> None:

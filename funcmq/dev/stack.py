@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -157,6 +158,8 @@ class Stack:
     async def _start(self) -> None:
         folder = self._folder = Folder.open(self.options.data)
         self._exit.enter_context(folder.lock())
+        if folder.temporary:
+            self._exit.callback(shutil.rmtree, folder.path, ignore_errors=True)
         self._port = folder.choose_port(self.options.port)
         remove = folder.path if folder.temporary else None
         source = self._source = choose(self.options.broker, folder.rabbitmq, remove)

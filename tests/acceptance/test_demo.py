@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def facts(path: Path) -> dict[str, object]:
     names: list[str] = []
     if path.suffix == ".py":
         try:
-            tree = ast.parse(data)
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(data)
         except (SyntaxError, ValueError):
             tree = ast.Module([], [])
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -159,6 +159,7 @@ async def test_gone_with_its_guardian() -> None:
             for pid in pids:
                 await gone(pid)
     assert _processes(str(node.folder)) == []
+    assert not node.folder.exists()
 
 
 @pytest.mark.asyncio
