@@ -68,7 +68,10 @@ class Address:
 
 
 class Bundler:
-    """Collects futures whose `args` and `function` are set.  `wake` is called, under no lock, whenever there is something to take."""
+    """Collects futures whose `args` and `function` are set.
+
+    :param wake: called, under no lock, whenever a lane begins to wait; who takes then goes on until nothing is left.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -90,12 +93,12 @@ class Bundler:
 
     def add(self, future: TaskFuture[Any], scope: Scope) -> None:
         """Put aside until the next `take`."""
-        lane = scope.lane
         with self._lock:
-            waiting = self._lanes.get(lane)
-            if waiting is None:
-                waiting = self._lanes[lane] = deque()
-            waiting.append(future)
+            waiting = self._lanes.get(scope.lane)
+            if waiting is not None:
+                waiting.append(future)
+                return
+            self._lanes[scope.lane] = deque((future,))
         self._wake()
 
     def withdraw(self, future: TaskFuture[Any]) -> bool:

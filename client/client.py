@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +12,15 @@ from typing import Any, ParamSpec, TypeVar, Unpack, overload
 from urllib.parse import urlencode
 
 from funcmq.broker import api
-from funcmq.broker.errors import FuncmqError, InvalidRequest, NotFound
+from funcmq.broker.errors import InvalidRequest, NotFound
 from funcmq.broker.functions import Recorded
-from funcmq.broker.ids import group_id, is_id, new_hex
-from funcmq.broker.settings import Settings, resolve
+from funcmq.broker.ids import group_id, is_id
+from funcmq.broker.settings import resolve
 from funcmq.client import chunks, waiting
 from funcmq.client.chunks import Chunk, Errors, Plan
-from funcmq.client.fabric import Fabric, Function, Standing
+from funcmq.client.connection import Connection
+from funcmq.client.fabric import Standing
+from funcmq.client.functions import Function
 from funcmq.client.futures import TaskFuture
 from funcmq.client.options import UNSET, Given, OnOptions, Scope, Unset, narrow, of_kind
 from funcmq.client.progress import meter
@@ -34,85 +35,6 @@ GLANCE_S = 1.0
 PAGE = 1000
 FEW_WORKERS = 4
 MANY_WORKERS = 64
-
-
-class Connection:
-    """What a client and all its views share: settings, the unnamed group, and the fabric that is connected now.
-
-    :param loop: the loop to live on; None: the one that runs at first use.
-    """
-
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        self.settings = settings
-        self.unnamed = new_hex()
-        self.left = False
-        self._loop = loop
-        self._lock = threading.Lock()
-        self._fabric = Fabric(settings, self.unnamed)
-
-    @property
-    def fabric(self) -> Fabric:
-        """The fabric of now, connecting at least; one that failed is replaced.  Thread-safe.
-
-        :raises RuntimeError: no event loop runs here, or the client was left.
-        """
-        if self._fabric.root is not None and not self._fabric.closed:
-            return self._fabric
-        if self.left:
-            raise RuntimeError("this client is closed")
-        with self._lock:
-            if self._fabric.closed:
-                self._fabric = Fabric(self.settings, self.unnamed)
-            self._start(self._fabric)
-            return self._fabric
-
-    def _start(self, fabric: Fabric) -> None:
-        try:
-            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        self._loop = self._loop or running
-        if self._loop is None:
-            raise RuntimeError("A Client works inside a running event loop; in plain scripts use Executor.")
-        if self._loop is running:
-            fabric.start()
-        elif self._loop.is_closed():
-            self._loop = None
-            self._start(fabric)
-        else:
-            self._loop.call_soon_threadsafe(fabric.start)
-
-    @property
-    def last(self) -> Fabric:
-        """The fabric of now, or the last one there was."""
-        return self._fabric
-
-    async def ready(self) -> Standing:
-        """The parts of the connection, connected if need be."""
-        return await self.fabric.ready()
-
-    async def leave(self, patience: float | None) -> None:
-        """Send what was submitted, for `patience` seconds at most, and disconnect."""
-        self.left = True
-        fabric = self._fabric
-        if fabric.root is None:
-            return
-        try:
-            async with asyncio.timeout(patience):
-                if not fabric.root.done():
-                    await (await fabric.ready()).sender.flush()
-        except (TimeoutError, FuncmqError):
-            pass
-        finally:
-            fabric.close()
-            await asyncio.wait({fabric.root})
-
-    def group_id(self, group: str) -> str:
-        """Id of a group; while the user is unknown, its name, which `attach` takes as well."""
-        try:
-            return self._fabric.standing.identity.group(group)
-        except FuncmqError:
-            return group or self.unnamed
 
 
 class Client:
@@ -157,7 +79,7 @@ class Client:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        open_futures = self._connection.last.open
+        open_futures = self._connection.last.inbox.open
         if open_futures and kind is not None and issubclass(kind, KeyboardInterrupt | asyncio.CancelledError):
             say_how_to_attach(self.group, len(open_futures))
         await self._connection.leave(None if kind is None else LEAVE_S)
@@ -217,7 +139,7 @@ class Client:
         """
         if self.scope.key:
             raise TypeError("map() takes no key: a key names one task.")
-        recorded = fn if isinstance(fn, str | Recorded) else self._connection.fabric.record(fn, self.scope)
+        recorded = fn if isinstance(fn, str | Recorded) else self._connection.fabric.functions.record(fn, self.scope.by_value)
         if chunksize is None and self.scope.how.walltime_s:
             chunksize = 1
         workers = await self._workers(await self._connection.ready())
@@ -259,7 +181,7 @@ class Client:
     async def register(self, fn: Callable[..., Any]) -> str:
         """Send a function ahead; its id can be submitted in its place."""
         standing = await self._connection.ready()
-        recorded = self._connection.fabric.record(unwrapped(fn), self.scope)
+        recorded = self._connection.fabric.functions.record(unwrapped(fn), self.scope.by_value)
         return (await standing.front.send_raw("/functions", recorded.record, api.FunctionAnswer)).id
 
     async def attach(self, group: str | None = None) -> AsyncIterator[TaskFuture[Any]]:
@@ -275,7 +197,7 @@ class Client:
             for missing in set(page) - views.keys():
                 views[missing] = await standing.front.call("GET", f"/tasks/{missing}", None, api.TaskView)
             futures = [fabric.future_of(task) for task in page]
-            await fabric.adopt([(future, views[future.id]) for future in futures])
+            await fabric.standing.reader.adopt([(future, views[future.id]) for future in futures])
             for future in futures:
                 yield future
 
@@ -310,7 +232,7 @@ class Client:
         standing = await self._connection.ready()
         identifier = standing.identity.group(group) if group else self.group
         group_of = standing.identity.group
-        mine = [future for future in self._connection.fabric.open if future.scope and group_of(future.scope.group) == identifier]
+        mine = [future for future in self._connection.fabric.inbox.open if future.scope and group_of(future.scope.group) == identifier]
         dropped = sum(future.cancel() for future in mine if future.state == "pending")
         await standing.sender.flush()
         if mine and dropped == len(mine):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import concurrent.futures
-import contextlib
 import os
 import queue
 import threading
@@ -17,8 +14,10 @@ from typing import Any, ParamSpec, TypeVar, Unpack
 
 from funcmq.broker import api
 from funcmq.client import chunks
+from funcmq.client.background import EXIT_S, Background
 from funcmq.client.chunks import Chunk, Errors
-from funcmq.client.client import LEAVE_S, Client, Connection, say_how_to_attach, unwrapped
+from funcmq.client.client import LEAVE_S, Client, say_how_to_attach, unwrapped
+from funcmq.client.connection import Connection
 from funcmq.client.futures import TaskFuture
 from funcmq.client.options import UNSET, Given, OnOptions, Unset, narrow
 from funcmq.client.progress import meter
@@ -28,57 +27,6 @@ T = TypeVar("T")
 
 HIGH_WATER = 100_000
 """Open tasks at which submit() begins to block."""
-EXIT_S = 10.0
-"""How long the end of the process waits for what was submitted to be accepted."""
-
-
-class Background:
-    """An event loop on a daemon thread.  At the end of the process `at_exit` runs on it first."""
-
-    def __init__(self, at_exit: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._at_exit = at_exit
-        self._pid = os.getpid()
-        self._stop: asyncio.Event | None = None
-        started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._live(started)), name="funcmq executor", daemon=True)
-        self._thread.start()
-        started.wait()
-        atexit.register(self._exit)
-
-    async def _live(self, started: threading.Event) -> None:
-        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        started.set()
-        await self._stop.wait()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run on the loop and wait for the outcome.
-
-        :raises RuntimeError: called on the loop's own thread, which would wait for itself.
-        """
-        if threading.current_thread() is self._thread:
-            work.close()
-            raise RuntimeError("This would block the event loop that has to do the work; call it from another thread.")
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """End the loop; not waited for when called on its own thread."""
-        atexit.unregister(self._exit)
-        if self._stop is not None and self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self._stop.set)
-            if threading.current_thread() is not self._thread:
-                self._thread.join()
-
-    def _exit(self) -> None:
-        if os.getpid() != self._pid or not self._thread.is_alive():  # a forked child has no such thread
-            return
-        with contextlib.suppress(Exception, KeyboardInterrupt):
-            asyncio.run_coroutine_threadsafe(self._at_exit(), self.loop).result(EXIT_S)
-        self.stop()
 
 
 class _Shared:
@@ -109,7 +57,7 @@ class _Shared:
     @property
     def begun(self) -> bool:
         """Whether there is a thread in this process."""
-        return self._background is not None and os.getpid() == self._pid
+        return self._background is not None and os.getpid() == self._pid and self._background.alive
 
     def _begin(self) -> None:
         if os.getpid() != self._pid:
@@ -268,12 +216,12 @@ class Executor(concurrent.futures.Executor):
             return
         fabric = self._shared.connection().last
         if cancel_futures:
-            for future in fabric.open:
+            for future in fabric.inbox.open:
                 future.cancel()
         if not wait:
             return
         try:
-            while open_futures := fabric.open:
+            while open_futures := fabric.inbox.open:
                 concurrent.futures.wait(open_futures)
         except KeyboardInterrupt:
             self._interrupted()
@@ -285,7 +233,7 @@ class Executor(concurrent.futures.Executor):
         self._shared.shut = True
         if self._shared.begun:
             connection = self._shared.connection()
-            if count := len(connection.last.open):
+            if count := len(connection.last.inbox.open):
                 say_how_to_attach(connection.group_id(self._client.scope.group), count)
             self._end(LEAVE_S)
 

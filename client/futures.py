@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from funcmq.broker.errors import TaskCancelled
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from funcmq.client.options import Scope
 
 T = TypeVar("T")
+log = logging.getLogger("funcmq.client")
+
+# the words of concurrent.futures, whose own functions compare them
+_PENDING, _RUNNING, _FINISHED = "PENDING", "RUNNING", "FINISHED"
+_NOBODY: list[Any] = []
+"""Stands for the empty lists of futures that nobody waits for; nothing is ever added to it."""
 
 
 class FutureAsArgument(TypeError):
@@ -33,6 +40,8 @@ class Owner(Protocol):
     """Ident of the thread whose event loop resolves futures; 0 while there is none."""
     pid: int
     """The process of that thread."""
+    guard: threading.Lock
+    """Held while the state of a future changes; for moments only, and nothing foreign is called under it."""
 
     def cancel_task(self, future: TaskFuture[Any]) -> bool:
         """Drop a task that was not sent (True), or ask its endpoint to end it (False).  Thread-safe."""
@@ -50,7 +59,8 @@ class TaskFuture(concurrent.futures.Future[T]):
     A wait that is cancelled or times out leaves the task alone; only `cancel()` ends it.  Made by `submit`, never by hand.
     """
 
-    # One of these is made for every task, so what is rarely set lives on the class.
+    # One of these is made for every task.  The standard library's own __init__ makes a Condition, which costs more than all the rest: here
+    # it comes with the first thread that waits (`_condition`), and whatever is rarely set lives on the class.
     task_id: bytes
     endpoint_id: str = ""
     group: str = ""
@@ -62,14 +72,28 @@ class TaskFuture(concurrent.futures.Future[T]):
     """What the store or the endpoint said last, where that is later than what `sent` knows."""
     cancel_wanted = False
     key: str = ""
+    _state = _PENDING
+    _result: T | None = None
+    _exception: BaseException | None = None
+    _waiters: list[Any] = _NOBODY
+    _done_callbacks: list[Callable[[Any], object]] = _NOBODY
+    _made: threading.Condition | None = None
     _woken: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] | None = None
 
     def __init__(
         self, owner: Owner, task_id: bytes, name: str, scope: Scope | None = None, call: tuple[str, Slot | None] = ("", None)
     ) -> None:
-        super().__init__()
         self.owner, self.task_id, self.name, self.scope = owner, task_id, name, scope
         self.function, self.args = call
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        """What threads wait on: `result()`, `concurrent.futures.wait` and `as_completed` take it before anything else."""
+        with self.owner.guard:
+            if self._made is None:
+                self._waiters = []
+                self._made = threading.Condition()
+            return self._made
 
     @property
     def id(self) -> str:
@@ -130,22 +154,58 @@ class TaskFuture(concurrent.futures.Future[T]):
         """Whether it ended as `TaskCancelled`."""
         return self.end == "cancelled"
 
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._state is _FINISHED
+
+    def running(self) -> bool:
+        """Whether the endpoint has said that it runs."""
+        return self._state is _RUNNING
+
     def result(self, timeout: float | None = None) -> T:
         """Wait for the value, or raise what the task ended with.
 
         :raises RuntimeError: called on the thread that would have to deliver the result.
         :raises TimeoutError: not done within timeout seconds; the task goes on.
         """
+        if self._state is _FINISHED:
+            return self._now()
         self._not_here(timeout)
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As `result`, but returns the exception (None for a success)."""
+        if self._state is _FINISHED:
+            return self._exception
         self._not_here(timeout)
         return super().exception(timeout)
 
+    def _now(self) -> T:
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # noqa: PLW0642  as the standard library does: the traceback would hold it for ever
+        return self._result  # type: ignore[return-value]
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` when it has ended, on the thread that ends it; at once where it has."""
+        with self.owner.guard:
+            if self._state is not _FINISHED:
+                if self._done_callbacks is _NOBODY:
+                    self._done_callbacks = []
+                self._done_callbacks.append(fn)
+                return
+        self._call(fn)
+
+    def _call(self, fn: Callable[[Any], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            log.exception("a callback of %r failed", self)
+
     def _not_here(self, timeout: float | None) -> None:
-        if timeout == 0 or self.done():
+        if timeout == 0:
             return
         if os.getpid() != self.owner.pid:
             raise RuntimeError(f"{self!r} belongs to the parent process, which alone sees its result.")
@@ -153,31 +213,28 @@ class TaskFuture(concurrent.futures.Future[T]):
             raise RuntimeError(f"result() of {self!r} would block the event loop that delivers it; use `await` instead.")
 
     def __await__(self) -> Generator[Any, None, T]:
-        if not self.done():
+        if self._state is not _FINISHED:
             yield from self._wait().__await__()
-        return super().result(0)
+        return self._now()
 
     async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         entry = (threading.get_ident(), loop, loop.create_future())
-        with self._condition:
-            first = self._woken is None
+        with self.owner.guard:
+            if self._state is _FINISHED:
+                return
             if self._woken is None:
                 self._woken = []
             self._woken.append(entry)
-        if first:
-            self.add_done_callback(self._wake)
-        elif self.done():
-            return
         try:
             await entry[2]
         finally:
             with contextlib.suppress(ValueError):
                 self._woken.remove(entry)
 
-    def _wake(self, _: concurrent.futures.Future[T]) -> None:
+    def _wake(self, woken: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
         here = threading.get_ident()
-        for thread, loop, waiter in list(self._woken or ()):
+        for thread, loop, waiter in list(woken):
             if thread == here:
                 _release(waiter)
             else:
@@ -194,24 +251,32 @@ class TaskFuture(concurrent.futures.Future[T]):
 
     def finish(self, end: str, value: T | None = None, error: BaseException | None = None, outcome: Outcome | None = None) -> bool:
         """End the future, once: False when it has ended before.  For the connection's use."""
-        with self._condition:
-            if self.end or self.done():
+        with self.owner.guard:
+            if self._state is _FINISHED:
                 return False
-            self.end = end
-            self.outcome = outcome
-        self.args = None
-        if error is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(value)  # type: ignore[arg-type]
+            self.end, self.outcome, self.args = end, outcome, None
+            self._result, self._exception = value, error
+            self._state = _FINISHED
+        if self._made is not None:
+            self._tell_threads(self._made)
+        if self._woken is not None:
+            self._wake(self._woken)
+        for fn in self._done_callbacks:
+            self._call(fn)
         return True
+
+    def _tell_threads(self, condition: threading.Condition) -> None:
+        with condition:
+            for waiter in self._waiters:
+                (waiter.add_exception if self._exception is not None else waiter.add_result)(self)
+            condition.notify_all()
 
     def started(self) -> None:
         """The endpoint says that it runs.  For the connection's use."""
+        with self.owner.guard:
+            if self._state is _PENDING:
+                self._state = _RUNNING
         self.known = "running"
-        if not self.running() and not self.done():
-            with contextlib.suppress(concurrent.futures.InvalidStateError, RuntimeError):
-                self.set_running_or_notify_cancel()
 
 
 def _release(waiter: asyncio.Future[None]) -> None:

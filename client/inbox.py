@@ -37,6 +37,11 @@ class Inbox:
         """Results that were not what they claimed to be."""
         self._sent: weakref.WeakValueDictionary[str, Sent] = weakref.WeakValueDictionary()
 
+    @property
+    def open(self) -> list[TaskFuture[Any]]:
+        """The futures that have not ended, in the order of their submission.  Thread-safe."""
+        return list(self.futures.copy().values())
+
     def expect(self, future: TaskFuture[Any]) -> None:
         """From now on what is said of this task reaches its future."""
         self.futures[future.task_id] = future

@@ -45,11 +45,11 @@ class Scope:
     strategy: Literal["auto", "pickle", "source"] = "auto"
     how: messages.Options = field(default_factory=messages.Options)
     """As it travels, but for `not_after`, which is set when the bundle is signed."""
+    lane: tuple[str, str | tuple[str, ...], str] = field(init=False)
+    """Tasks with equal lanes may leave in one bundle."""
 
-    @property
-    def lane(self) -> tuple[str, str | tuple[str, ...], str]:
-        """Tasks with equal lanes may leave in one bundle."""
-        return self.group, self.endpoint, self.offline
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lane", (self.group, self.endpoint, self.offline))
 
 
 class OnOptions(TypedDict, total=False):

@@ -60,12 +60,38 @@ async def gather(tasks: Iterable[TaskFuture[T]], errors: Errors) -> list[Any]:
     """See `Client.gather`.  Cancelling it cancels no task."""
     check_errors(errors)
     tasks = check(tasks)
-    async for task in as_completed(tasks):
-        if errors == "raise" and (error := task.exception(0)) is not None:
-            raise error
+    countdown = _Countdown(len(tasks), stop_at_error=errors == "raise")
+    for task in tasks:
+        task.add_done_callback(countdown)
+    await countdown.wait()
+    outcomes = [(task.exception(0), task) for task in tasks]
     if errors == "skip":
-        return [task.result(0) for task in tasks if task.exception(0) is None]
-    return [task.exception(0) or task.result(0) for task in tasks]
+        return [task.result(0) for error, task in outcomes if error is None]
+    return [task.result(0) if error is None else error for error, task in outcomes]
+
+
+class _Countdown:
+    """A done callback for many futures.  `wait` returns when all have ended, or raises the first error where that is wanted."""
+
+    def __init__(self, count: int, *, stop_at_error: bool) -> None:
+        self._count, self._stop_at_error = count, stop_at_error
+        self._ended: list[Any] = []
+        self._mailbox: Mailbox[BaseException | None] = Mailbox()
+
+    def __call__(self, future: TaskFuture[Any]) -> None:
+        """Thread-safe: list.append is."""
+        self._ended.append(None)
+        if self._stop_at_error and (error := future.exception(0)) is not None:
+            self._mailbox.put(error)
+        elif len(self._ended) >= self._count:
+            self._mailbox.put(None)
+
+    async def wait(self) -> None:
+        while self._count:
+            for error in await self._mailbox.get_all():
+                if error is not None:
+                    raise error
+                return
 
 
 async def as_completed(tasks: Iterable[TaskFuture[T]]) -> AsyncIterator[TaskFuture[T]]:

@@ -1,0 +1,63 @@
+"""Functions on their way out: recorded once, named by reference, sent to the front door before the first task that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from funcmq.broker.functions import Recorded, Recorder
+from funcmq.broker.ids import is_hash, short
+from funcmq.broker.messages import FunctionRef
+from funcmq.client.options import ByValue
+
+Function = Callable[..., Any] | str | Recorded
+"""What can be submitted: a function, the id of one, or a record made before."""
+
+
+class Functions:
+    """The functions of one connection.  Thread-safe, as dicts are.
+
+    :param know: called with every function that is new.
+    """
+
+    def __init__(self, know: Callable[[FunctionRef], None]) -> None:
+        self._know = know
+        self._refs: dict[str, FunctionRef] = {}
+        self._recorders: dict[int | str, tuple[ByValue, Recorder]] = {}
+        self.unsent: dict[str, bytes] = {}
+        """Records that the front door may not have yet, by id; taken out when it has them."""
+
+    def ref(self, function: Function, by_value: ByValue) -> FunctionRef:
+        """How a bundle names this function, whose record is in `unsent` now if it was never sent.
+
+        :raises TypeError: it cannot be called.
+        :raises NotSerializable: it refers to something that cannot be sent.
+        """
+        if isinstance(function, str):
+            return self._by_id(function)
+        recorded = function if isinstance(function, Recorded) else self.record(function, by_value)
+        ref = self._refs.get(recorded.id)
+        if ref is None:
+            self.unsent[recorded.id] = recorded.record
+            ref = self._new(recorded.ref)
+        return ref
+
+    def _by_id(self, function: str) -> FunctionRef:
+        if not is_hash(function):
+            raise TypeError(f"{function!r} is neither a function nor the id of one (64 hex digits).")
+        return self._refs.get(function) or self._new(FunctionRef(function, short(function)))
+
+    def _new(self, ref: FunctionRef) -> FunctionRef:
+        self._know(ref)
+        self._refs[ref.id] = ref
+        return ref
+
+    def record(self, function: Callable[..., Any], by_value: ByValue) -> Recorded:
+        """The record of a function, from the cache where that is safe; errors as for `ref`."""
+        if not callable(function):
+            raise TypeError(f"A function is needed, or the id of one; {type(function).__name__} cannot be called.")
+        at = by_value if isinstance(by_value, str | bool) else id(by_value)
+        found = self._recorders.get(at)
+        if found is None:
+            found = self._recorders[at] = (by_value, Recorder(by_value))
+        return found[1].record(function)
