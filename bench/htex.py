@@ -18,6 +18,7 @@ from bench.work import noop
 @contextlib.contextmanager
 def raw_htex(workers: int) -> Iterator[HighThroughputExecutor]:
     """A running executor with all its workers connected."""
+    paths = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path.cwd()}"
     with tempfile.TemporaryDirectory() as folder:
         executor = HighThroughputExecutor(
             label="peer",
@@ -25,7 +26,7 @@ def raw_htex(workers: int) -> Iterator[HighThroughputExecutor]:
             max_workers_per_node=workers,
             cores_per_worker=1e-6,
             prefetch_capacity=workers,
-            provider=LocalProvider(init_blocks=1, max_blocks=1, worker_init=f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path.cwd()}"),
+            provider=LocalProvider(init_blocks=1, max_blocks=1, worker_init=paths),
         )
         executor.run_dir = folder
         scripts = Path(folder) / "scripts"

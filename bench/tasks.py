@@ -1,4 +1,4 @@
-"""No-ops submitted one by one and each answered: tasks a second through Client and Executor, beside raw HTEX; and CPU per task, hop by hop."""
+"""No-ops submitted one by one, each answered: tasks a second through Client and Executor, beside raw HTEX; CPU per task, hop by hop."""
 
 from __future__ import annotations
 

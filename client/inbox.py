@@ -73,16 +73,17 @@ class Inbox:
         :raises FuncmqError: it is malformed, or not signed by the endpoint that it names.
         """
         results = codec.decode(Results, signed.body)
+        wanted = [outcome for outcome in results.results if outcome.id in self.futures]
+        if not wanted:  # a copy too many, or somebody else's: nothing of it is used, so nothing needs to be believed
+            return
         key = self._key_of(results.endpoint)
         if key is None:
             raise NotAllowed(f"Results came from the endpoint {results.endpoint}, whose key is not known here.")
         if results.key != key.id:
             raise NotAllowed(f"Results of the endpoint {results.endpoint} name another key than the pinned {key.fingerprint}.")
         key.verify(RESULTS, signed)
-        for outcome in results.results:
-            future = self.futures.get(outcome.id)
-            if future is None:
-                continue
+        for outcome in wanted:
+            future = self.futures[outcome.id]
             if future.endpoint_id != results.endpoint:
                 self.refused += 1
                 log.warning("a result of task %s came from the endpoint %s, which does not have it; refused", future.id, results.endpoint)

@@ -31,10 +31,6 @@ log = logging.getLogger("funcmq.collector")
 PREFETCH = 64
 MOST_MESSAGES = 128
 MOST_BYTES = 16 * 1024 * 1024
-LISTENER_MARGIN_MS = 300_000
-"""How far the clocks of brokers, endpoints and this host may lie apart before a late listener could miss its copy (its own reading of the
-store is the backstop).
-"""
 RETRY_S = 1.0
 
 
@@ -118,7 +114,8 @@ class Collector:
             batch.unbelieved.append((source.endpoint, read))
             return
         batch.found.append(read)
-        batch.stamps.append(int(delivery.timestamp * 1000) or read.body.signed_at)
+        said = int(delivery.timestamp * 1000) or read.body.signed_at
+        batch.stamps.append(said - self._live.clock_margin(source.endpoint))
 
     async def _store(self, batch: _Batch) -> tuple[list[Kept], list[str | None]]:
         async def write(connection: AsyncConnection) -> tuple[list[Kept], list[str | None]]:
@@ -166,7 +163,7 @@ class Collector:
     async def _copy_results(self, stored: Sequence[ResultBundle], earliest: int) -> None:
         """To everybody who may have begun to listen after these were published and read the store before they were in it."""
         async with self._database.read() as connection:
-            late = await sessions.listening(connection, list({bundle.body.group for bundle in stored}), earliest - LISTENER_MARGIN_MS)
+            late = await sessions.listening(connection, list({bundle.body.group for bundle in stored}), earliest)
         copies = [(session, bundle.data) for bundle in stored for session in late.get(bundle.body.group, ())]
         await asyncio.gather(*(self._sender.copy(session, "results/1", data) for session, data in copies))
 

@@ -55,7 +55,9 @@ async def test_a_killed_daemon_loses_nothing(retry: str, own: Stack, monkeypatch
     started = executions(log)
     again = sum(started.values()) - len(started)
     lost = [number for number, future in enumerate(futures) if isinstance(future.exception(), errors.TaskLost)]
-    print(f"retry={retry}: handed to HTEX at the kill {handed_over}, executions beyond the first {again}, lost {len(lost)}")
+    print(  # noqa: T201 - a figure that the report wants
+        f"retry={retry}: handed to HTEX at the kill {handed_over}, executions beyond the first {again}, lost {len(lost)}"
+    )
     for number, future in enumerate(futures):
         if number not in lost:
             assert future.result() == number * 3

@@ -1,4 +1,4 @@
-"""Nobody answers for somebody else: results forged by a broker administrator are worth nothing, and two users share nothing but the broker."""
+"""Nobody answers for somebody else: results forged by a broker administrator are worth nothing, and two users share nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the link, with a real RabbitMQ and wires that are cut: it comes back by itself, and never says 'published' of what may be lost."""
+"""Laws of the link, with a real RabbitMQ and wires that are cut: it comes back by itself, and never calls published what may be lost."""
 
 import asyncio
 from collections.abc import AsyncIterator
