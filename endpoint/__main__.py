@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from funcmq.broker.errors import FuncmqError
-from funcmq.endpoint.commands import serve
 from funcmq.endpoint.config import load
+from funcmq.endpoint.process import serve
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ class Cancels:
         if self._timer is not None:
             self._timer.cancel()
         self._socket.close(linger=0)
-        self._context.term()
+        self._context.term()  # type: ignore[no-untyped-call]
 
     def _repeat(self) -> None:
         if self._timer is not None:

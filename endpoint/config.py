@@ -1,7 +1,7 @@
 """An endpoint's own files: `endpoint.toml`, and where the rest lies.
 
-The file is read strictly: an unknown key or a wrong value is a mistake to be told, with the key and what is allowed, not something to guess about (`ConfigurationError`,
-exit status 78).
+The file is read strictly: an unknown key or a wrong value is a mistake to be told, with the key and what is allowed, not something to guess
+about (`ConfigurationError`, exit status 78).
 """
 
 from __future__ import annotations
@@ -75,15 +75,14 @@ def endpoint_folder(name: str) -> Path:
     :raises ConfigurationError: this cannot be a name.
     """
     if not NAME.match(name):
-        raise ConfigurationError(
-            f"{name!r} cannot be the name of an endpoint.", hint="Use letters, digits, - and _, at most 63, beginning with a letter or digit."
-        )
+        raise ConfigurationError(f"{name!r} cannot be the name of an endpoint.", hint="Use up to 63 letters, digits, - and _.")
     return config_dir() / "endpoints" / name
 
 
 def default_journal_dir(name: str) -> Path:
     """Node-local: a journal on a network file system would not survive."""
-    return Path(f"/var/tmp/funcmq-{os.getuid()}") / name  # noqa: S108: mode 0700, and survives a restart of the machine, unlike /tmp
+    # made with mode 0700; unlike /tmp, what is in /var/tmp survives a restart of the machine
+    return Path(f"/var/tmp/funcmq-{os.getuid()}") / name  # noqa: S108
 
 
 def parse_duration(text: object) -> float:
@@ -143,7 +142,7 @@ def parse(text: str, folder: Path, name: str = "") -> EndpointConfig:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError("text")  # noqa: TRY004: every check says what is allowed, in one way
+        raise ValueError("text")
     return value
 
 
@@ -270,6 +269,6 @@ min_blocks = 1                      # 0: start workers with the first task
 
 def template(name: str, identifier: str, url: str, workers: int, run_dir: str = "", journal_dir: str = "") -> str:
     """The text of a new `endpoint.toml`."""
-    run = f'run_dir = "{run_dir}"' if run_dir else '# run_dir = "/shared/…"            # logs, blocks, results kept; all workers must see it'
-    journal = f'journal_dir = "{journal_dir}"' if journal_dir else f'# journal_dir = "{default_journal_dir(name)}"   # on a disk of this host'
+    run = f'run_dir = "{run_dir}"' if run_dir else '# run_dir = "/shared/…"            # logs, blocks, results kept; workers see it'
+    journal = f'journal_dir = "{journal_dir}"' if journal_dir else f'# journal_dir = "{default_journal_dir(name)}"   # a disk of this host'
     return TEMPLATE.format(name=name, id=identifier, url=url, workers=workers, run_dir=run, journal_dir=journal)

@@ -1,74 +1,23 @@
 """What the daemon does with tasks: the whole of it, without I/O.
 
-Events come in as calls (`accept`, `report`, `lost`, `cancel`, `tick`), with the time in milliseconds; what is to be done about them collects in `Todo`, which the engine
-takes away with `take_todo`, writes to the journal and carries out.  `launch` hands out packets.  Nothing here waits, and nothing here knows how a pool or a journal works.
+Events come in as calls (`accept`, `report`, `lost`, `cancel`, `tick`), with the time in milliseconds; what is to be done about them
+collects in `Todo`, which the engine takes away with `take_todo`, writes to the journal and carries out.  `launch` hands out packets.
+Nothing here waits, and nothing here knows how a pool or a journal works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from funcmq.broker.errors import EnvironmentMismatch, FuncmqError, NotAllowed, TaskCancelled, TaskExpired, TaskLost, WorkerDied
 from funcmq.broker.messages import End, Failure, Inline, Outcome, Work
-from funcmq.endpoint.packer import Estimates, Load, pack
-from funcmq.endpoint.queue import Queue
+from funcmq.endpoint.packer import pack
 from funcmq.endpoint.tasks import Bundle, Event, State, Task, again_after_death, again_after_error, again_after_loss
+from funcmq.endpoint.todo import Launch, PoolState, Todo
 from funcmq.endpoint.worker.packet import Done
 
 TASK_WEIGHT = 700
 """Bytes of memory that an open task costs beside its part of the bundle, about."""
-
-
-@dataclass(slots=True, frozen=True)
-class Launch:
-    """A packet to submit, once the journal has it."""
-
-    number: int
-    pool: str
-    tasks: list[Task]
-    short: bool
-    at: int
-
-
-@dataclass(slots=True)
-class Todo:
-    """What has to be written and told.  `ended`: tasks and how they ended; `again`: tasks that go back to the queue with new counts."""
-
-    ended: list[tuple[Task, Outcome]] = field(default_factory=list)
-    again: list[Task] = field(default_factory=list)
-    closed: list[Bundle] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.ended or self.again or self.closed)
-
-    def add(self, other: Todo) -> None:
-        """What came after this."""
-        self.ended += other.ended
-        self.again += other.again
-        self.closed += other.closed
-
-
-@dataclass(slots=True)
-class PoolState:
-    """A pool as the core sees it."""
-
-    name: str
-    resources: dict[str, float]
-    queue: Queue = field(default_factory=Queue)
-    estimates: Estimates = field(default_factory=Estimates)
-    workers: int = 0
-    flights: dict[int, Launch] = field(default_factory=dict)
-    short: int = 0
-
-    @property
-    def load(self) -> Load:
-        """How full it is."""
-        return Load(self.workers, len(self.flights), self.short)
-
-    def fits(self, wanted: dict[str, object]) -> bool:
-        """Whether a task that wants this may run here: every resource named is one this pool has, and enough of it."""
-        return all(isinstance(amount, (int, float)) and amount <= self.resources.get(name, 0) for name, amount in wanted.items())
 
 
 def _failure(error: FuncmqError) -> Failure:
@@ -101,7 +50,7 @@ class Core:
     # -- events ---------------------------------------------------------------------------------------------------------
 
     def accept(self, bundle: Bundle, tasks: Sequence[Task], ready: Callable[[str], bool], now: int) -> list[str]:
-        """Tasks of one bundle that the journal has just taken in, or held at the start.
+        """Tasks of one bundle that are on their way into the journal, or that it held at the start: what was launched then counts as lost.
 
         Returns the functions of theirs that are not `ready`; those tasks wait for `function_ready` or `function_missing`.
         """
@@ -114,6 +63,8 @@ class Core:
         calls = bundle.work.tasks
         for task in tasks:
             self.tasks[task.id] = task
+            if task.state is State.LAUNCHED and not self._survives(task, "The daemon of its endpoint died while it ran.", now):
+                continue
             call = calls[task.index]
             arriving.setdefault((call.function, call.options), []).append(task)
         missing = []
@@ -130,15 +81,17 @@ class Core:
 
     def discard(self, task: Task) -> None:
         """Forget a task that was just accepted, and has not been submitted: the journal knows its id from long ago."""
-        if (number := self._where.pop(task.id, None)) is not None:
+        if self.tasks.get(task.id) is not task:
+            return  # it has ended already
+        if task.state is State.LAUNCHED:
+            number = self._where.pop(task.id)
             for pool in self.pools.values():
                 if launch := pool.flights.get(number):
                     launch.tasks.remove(task)
-        elif task.state is State.WAITING:
+        else:
             self._unqueue(task)
-        if self.tasks.get(task.id) is task:
-            task.state = State.DONE
-            self._leave(task)
+        task.state = State.DONE
+        self._leave(task)
 
     def function_ready(self, function: str, now: int) -> None:
         """The record of this function is at hand."""
@@ -151,7 +104,11 @@ class Core:
                 self._end(task, "failed", _failure(error), now)
 
     def cancel(self, ids: Iterable[bytes], now: int) -> tuple[list[bytes], list[bytes]]:
-        """End what waits.  Returns the ids that run (a pool has to end them) and those that are not known (the journal decides whether they leave a tombstone)."""
+        """End what waits.
+
+        Returns the ids that run (a pool has to end them) and those that are not known (the journal decides whether they leave a
+        tombstone).
+        """
         running, unknown = [], []
         for identifier in ids:
             task = self.tasks.get(identifier)
@@ -181,10 +138,6 @@ class Core:
         dues = [due for pool in self.pools.values() if (due := pool.queue.next_due())]
         dues += [task.options.not_after for tasks in self._blocked.values() for task in tasks[:1]]
         return min(dues, default=0)
-
-    def recover(self, task: Task, now: int) -> None:
-        """A task that was launched when the daemon died: it counts as lost."""
-        self._lose(task, "The daemon of its endpoint died while it ran.", now)
 
     def report(self, number: int, host: str, members: Sequence[Done], now: int) -> None:
         """A pool has answered a packet.  A second answer, or one about a packet that was given up, changes nothing."""
@@ -217,9 +170,9 @@ class Core:
         launches = []
         while (packed := pack(pool.queue, pool.estimates, pool.load)) is not None:
             tasks, short = packed
-            if not trusted(tasks[0].bundle.work):
-                for task in tasks:
-                    self._end(task, "failed", _failure(NotAllowed("The key that signed this task is no longer trusted by the endpoint.")), now)
+            if not all(trusted(work) for work in {id(task.bundle): task.bundle.work for task in tasks}.values()):
+                tasks = self._only_trusted(tasks, trusted, now)
+            if not tasks:
                 continue
             for task in tasks:
                 task.step(Event.LAUNCH)
@@ -284,6 +237,13 @@ class Core:
             return EnvironmentMismatch(f"This endpoint has no pool {task.options.pool!r}.", hint=f"Its pools: {known}.")
         return EnvironmentMismatch(f"No pool of this endpoint has {task.options.resources}.", hint=f"Its pools: {known}.")
 
+    def _only_trusted(self, tasks: list[Task], trusted: Callable[[Work], bool], now: int) -> list[Task]:
+        error = NotAllowed("The key that signed this task is no longer trusted by the endpoint.")
+        for task in tasks:
+            if not trusted(task.bundle.work):
+                self._end(task, "failed", _failure(error), now)
+        return [task for task in tasks if task.state is State.WAITING]
+
     def _bury(self, tasks: Iterable[Task], now: int) -> None:
         for task in tasks:
             if task.id in self.tombstones and task.state is State.WAITING:
@@ -321,19 +281,28 @@ class Core:
         return task.attempts, task.bundle.received, done.started, done.ended
 
     def _lose(self, task: Task, reason: str, now: int) -> None:
+        if self._survives(task, reason, now):
+            self._enqueue([task], now)
+
+    def _survives(self, task: Task, reason: str, now: int) -> bool:
+        """Count a loss; whether the task is to be queued again.  If not, it has ended."""
         if again_after_loss(task):
-            self._again(task, now)
-            return
+            return self._goes_back(task, now)
         times = "" if task.infra <= 1 else f" This was the {task.infra}th time."
         self._end(task, "lost", _failure(TaskLost(f"{reason}{times}")), now)
+        return False
 
     def _again(self, task: Task, now: int) -> None:
+        if self._goes_back(task, now):
+            self._enqueue([task], now)
+
+    def _goes_back(self, task: Task, now: int) -> bool:
         if task.cancelled:
             self._end(task, "cancelled", _failure(TaskCancelled()), now)
-            return
+            return False
         task.step(Event.AGAIN)
         self._todo.again.append(task)
-        self._enqueue([task], now)
+        return True
 
     def _end_waiting(self, task: Task, state: End, failure: Failure, now: int) -> None:
         self._unqueue(task)

@@ -1,12 +1,12 @@
 """The shell around the core: what happens is written to the journal and carried out, in turns of the event loop.
 
-One *turn* serves everything that has come since the last one: packets are launched, ends and counts collect for the next commit.  One *flush* at a time forms result bundles,
-commits them together with what else is to be written, and hands them to the outbox; what comes during a flush shares the next.  So the work per task is a few plain loops, and
-the number of commits adapts by itself to the load.
+One *turn* serves everything that has come since the last one: packets are launched, ends and counts collect for the next commit.  One
+*flush* at a time forms result bundles, commits them together with what else is to be written, and hands them to the outbox; what comes
+during a flush shares the next.  So the work per task is a few plain loops, and the number of commits adapts by itself to the load.
 
-The order that promises rest on: a bundle is committed before it is acked, *launched* before a packet is submitted, *done* before a result is sent.  So the journal of a killed
-daemon names every task that may have run.  Work that can start at once is accepted and launched in one commit; should the journal then know some of it from long ago, that part
-is discarded before anything of it is submitted.
+The order that promises rest on: a bundle is committed before it is acked, *launched* before a packet is submitted, *done* before a result
+is sent.  So the journal of a killed daemon names every task that may have run.  Work that can start at once is accepted and launched in one
+commit; should the journal then know some of it from long ago, that part is discarded before anything of it is submitted.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from typing import Any
 
 from funcmq.broker import codec
 from funcmq.broker.errors import FuncmqError, InvalidRequest, StorageFull
-from funcmq.broker.messages import MAX_INLINE, Dispatch, Running, Signed, Work
+from funcmq.broker.messages import MAX_INLINE, Dispatch, Running, Work
 from funcmq.broker.topology import results_key
 from funcmq.endpoint import values
-from funcmq.endpoint.core import Core, Launch, Todo
+from funcmq.endpoint.changes import changes, confirm, restored
+from funcmq.endpoint.clock import now_ms
+from funcmq.endpoint.core import Core
 from funcmq.endpoint.functions import Functions
 from funcmq.endpoint.journal import Journal
 from funcmq.endpoint.pool import Pool
 from funcmq.endpoint.results import Formed, Signer
-from funcmq.endpoint.tasks import Bundle, State, Task
+from funcmq.endpoint.tasks import Bundle, Task
+from funcmq.endpoint.todo import Launch, Todo
 from funcmq.endpoint.trust import REMEMBER_MS, TrustedKeys
 from funcmq.endpoint.worker.packet import Member, Packet, Report, Spill
-from funcmq.endpoint.writes import Accept, Again, Buried, Closed, Ended, Launched, OpenBundle, Write
+from funcmq.endpoint.writes import Accept, Buried, OpenBundle, Write
 
 log = logging.getLogger("funcmq.engine")
 
@@ -43,12 +46,10 @@ PAUSE_S = 20.0
 """Two heartbeats.  A process that stood still for longer may have lost its lease: it proves its channel before it launches anything."""
 
 
+WEIGHT = 10 * 1024 * 1024
+"""Memory that open work may take before no more is wanted, about."""
+RESUME = 0.7
 _PAUSED = "paused"
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +64,27 @@ class Mouth:
     tell: Callable[[str, str, bytes], None]
 
 
+@dataclass(frozen=True, slots=True)
 class _Arrival:
-    """A bundle on its way into the journal: the tasks of it that were not open here, and the future count of those that are new."""
+    """A bundle on its way into the journal: the tasks of it that were not open here, and the number of those that turn out to be new."""
 
-    __slots__ = ("fresh", "tasks", "write")
-
-    def __init__(self, write: Accept, tasks: list[Task]) -> None:
-        self.write, self.tasks = write, tasks
-        self.fresh: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    write: Accept
+    tasks: list[Task]
+    fresh: asyncio.Future[int]
 
 
 class Engine:
     """See the module.  `attach` it to its pools, `recover`, then `run` it in a TaskGroup.  It owns the pools' answers (`pool.Owner`)."""
 
-    def __init__(
-        self, core: Core, journal: Journal, signer: Signer, trusted: TrustedKeys, functions: Functions, shared: Path
-    ) -> None:
+    def __init__(self, core: Core, journal: Journal, signer: Signer, trusted: TrustedKeys, functions: Functions, shared: Path) -> None:
         self.core = core
         self.changed = asyncio.Event()
         """Set when workers have come or gone."""
         self.landed = asyncio.Event()
         """Set when nothing is in a pool."""
+        self.roomy = asyncio.Event()
+        """Set while there is memory for more work."""
+        self.roomy.set()
         self._journal, self._signer, self._trusted, self._functions, self._shared = journal, signer, trusted, functions, shared
         self._pools: dict[str, Pool] = {}
         self._mouth = Mouth(lambda _: None, lambda *_: None)
@@ -97,6 +98,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._announcer: asyncio.TimerHandle | None = None
         self._announced: set[int] = set()
+        self._fetching: set[str] = set()
         self._pulsed = time.monotonic()
 
     # -- life -----------------------------------------------------------------------------------------------------------
@@ -133,16 +135,11 @@ class Engine:
         """The channel is proved."""
         self.let_go(_PAUSED)
 
-    async def recover(self, bundles: Sequence[OpenBundle], tombstones: set[bytes]) -> None:
+    def recover(self, bundles: Sequence[OpenBundle], tombstones: set[bytes]) -> None:
         """Take up what the journal held: what waited waits again, what was launched counts as lost once."""
         self.core.tombstones |= tombstones
         for row in bundles:
-            work = codec.decode(Work, codec.decode(Signed, row.body).body)
-            bundle = Bundle(row.id, work, row.received, len(row.body))
-            tasks = [
-                Task(work.tasks[open_.index].id, bundle, open_.index, open_.state, open_.attempts, open_.infra, open_.deaths, open_.errors)
-                for open_ in row.tasks
-            ]
+            bundle, tasks = restored(row)
             self._admit(bundle, tasks)
         self._turn_soon()
 
@@ -176,7 +173,8 @@ class Engine:
         tasks = [Task(call.id, bundle, index) for index in indices if (call := work.tasks[index]).id not in known]
         forget = max(options.not_after for options in work.options) + REMEMBER_MS
         ids = b"".join([work.tasks[index].id for index in indices])
-        arrival = _Arrival(Accept(bundle_id, dispatch.bundle, received, indices, ids, forget), tasks)
+        write = Accept(bundle_id, dispatch.bundle, received, indices, ids, forget)
+        arrival = _Arrival(write, tasks, asyncio.get_running_loop().create_future())
         self._arrivals.append(arrival)
         if tasks:
             self._admit(bundle, tasks)
@@ -184,12 +182,9 @@ class Engine:
         return await arrival.fresh
 
     def _admit(self, bundle: Bundle, tasks: list[Task]) -> None:
-        now = now_ms()
-        launched = [task for task in tasks if task.state is State.LAUNCHED]
-        missing = self.core.accept(bundle, tasks, self._functions.has, now)
-        for task in launched:
-            self.core.recover(task, now)
-        for function in set(missing):
+        missing = self.core.accept(bundle, tasks, self._functions.has, now_ms())
+        for function in set(missing) - self._fetching:
+            self._fetching.add(function)
             self._spawn(self._bring(function), f"function {function[:8]}")
 
     async def _bring(self, function: str) -> None:
@@ -199,6 +194,8 @@ class Engine:
             self.core.function_missing(function, error, now_ms())
         else:
             self.core.function_ready(function, now_ms())
+        finally:
+            self._fetching.discard(function)
         self._turn_soon()
 
     async def cancel(self, ids: list[bytes]) -> None:
@@ -223,14 +220,14 @@ class Engine:
             self.lost(pool, number, f"Its worker's report cannot be read: {broken.message}")
             return
         if any(isinstance(done.value, Spill) for done in report.members):
-            self._spawn(self._read_back(number, report), f"read back {number}")
+            self._spawn(self._read_back(pool, number, report), f"read back {number}")
         else:
-            self._land(number, report)
+            self._land(pool, number, report)
 
     def lost(self, pool: str, number: int, reason: str) -> None:
         """A packet is lost."""
         log.warning("a packet of the pool %s is lost: %s", pool, reason, extra={"action": "packet_lost"})
-        self._pools[pool].ended(self._members(number))
+        self._tidy(pool, number)
         self.core.lost(number, reason, now_ms())
         self._turn_soon()
 
@@ -245,19 +242,20 @@ class Engine:
         state = self.core.pools[pool]
         return len(state.queue) + sum(len(launch.tasks) for launch in state.flights.values())
 
-    def _members(self, number: int) -> list[bytes]:
-        for state in self.core.pools.values():
-            if launch := state.flights.get(number):
-                return [task.id for task in launch.tasks]
-        return []
+    def _tidy(self, pool: str, number: int) -> None:
+        """A packet is about to land: its tasks need no cancel any more, and their arguments no files."""
+        launch = self.core.pools[pool].flights.get(number)
+        if launch is not None:
+            self._pools[pool].ended([task.id for task in launch.tasks])
+            if large := [values.arguments(self._shared, task) for task in launch.tasks if values.is_large(task)]:
+                self._spawn(asyncio.to_thread(values.remove, large), f"tidy {number}")
 
-    async def _read_back(self, number: int, report: Report) -> None:
+    async def _read_back(self, pool: str, number: int, report: Report) -> None:
         members = await asyncio.to_thread(lambda: [values.bring_back(self._shared, done) for done in report.members])
-        self._land(number, Report(report.v, report.host, report.pid, members))
+        self._land(pool, number, Report(report.v, report.host, report.pid, members))
 
-    def _land(self, number: int, report: Report) -> None:
-        for pool in self._pools.values():
-            pool.ended([done.id for done in report.members])
+    def _land(self, pool: str, number: int, report: Report) -> None:
+        self._tidy(pool, number)
         self.core.report(number, report.host, report.members, now_ms())
         self._turn_soon()
 
@@ -281,6 +279,10 @@ class Engine:
         if self._to_write and self._flushing is None:
             self._flushing = self._spawn(self._flush(), "flush")
         self._set_timer(now)
+        if self.core.weight > WEIGHT:
+            self.roomy.clear()
+        elif self.core.weight < WEIGHT * RESUME:
+            self.roomy.set()
         if self.core.launched:
             self.landed.clear()
         else:
@@ -321,25 +323,21 @@ class Engine:
         try:
             while self._to_write:
                 arrivals, self._arrivals = self._arrivals, []
-                todo, self._todo = self._todo, Todo()
+                todo, self._todo = self._todo.due()
                 launches, self._launches = self._launches, []
                 formed = self._signer.form(todo.ended, now_ms())
-                answers = await self._commit_at_last(_changes(arrivals, todo, launches, formed))
+                closed = [bundle for bundle in todo.closed if bundle.id not in self.core.bundles]
+                writes = changes([arrival.write for arrival in arrivals], todo.again, [launch for _, launch in launches], formed, closed)
+                answers = await self._commit_at_last(writes)
                 for arrival, fresh in zip(arrivals, answers, strict=False):
-                    self._arrived(arrival, fresh)
+                    self._todo.drop(confirm(self.core, arrival.tasks, fresh))
+                    if not arrival.fresh.done():
+                        arrival.fresh.set_result(len(fresh))
                 self._mouth.results(formed)
                 for pool, launch in launches:
                     self._hand_over(pool, launch)
         finally:
             self._flushing = None
-
-    def _arrived(self, arrival: _Arrival, fresh: list[int]) -> None:
-        known = set(fresh)
-        stale = [task for task in arrival.tasks if task.index not in known] if len(fresh) < len(arrival.tasks) else []
-        for task in stale:
-            self.core.discard(task)
-        if not arrival.fresh.done():
-            arrival.fresh.set_result(len(fresh))
 
     def _hand_over(self, pool: Pool, launch: Launch) -> None:
         if not launch.tasks:
@@ -377,14 +375,3 @@ class Engine:
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         assert self._group is not None, "an Engine is attached before it is used"
         return self._group.create_task(work, name=name)
-
-
-def _changes(arrivals: list[_Arrival], todo: Todo, launches: list[tuple[Pool, Launch]], formed: list[Formed]) -> list[Write]:
-    """In the order in which they happened to any one task: it comes, goes back to the queue, is launched, ends.  (What is launched here ends in a later commit.)"""
-    changes: list[Write] = [arrival.write for arrival in arrivals]
-    changes += [Again(task.id, task.attempts, task.infra, task.deaths, task.errors) for task in todo.again]
-    if launches:
-        changes.append(Launched(b"".join([task.id for _, launch in launches for task in launch.tasks])))
-    changes += [Ended(piece.tasks, piece.id, piece.key, piece.data) for piece in formed]
-    changes += [Closed(bundle.id) for bundle in todo.closed]
-    return changes

@@ -1,7 +1,8 @@
 """Parsl's HighThroughputExecutor, without its result thread, and made from our configuration.
 
-What is changed (facts: parsl §1.4): results are read on the event loop from the results socket; a failed block never condemns the executor; every process of a block carries
-the marks of `leftovers`; logs are off, because three lines per packet and worker cost more than the packet.
+What is changed (facts: parsl §1.4): results are read on the event loop from the results socket; a failed block never condemns the executor;
+every process of a block carries the marks of `leftovers`; logs are off, because three lines per packet and worker cost more than the
+packet.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from funcmq.endpoint.leftovers import BLOCK, MARK
 
 HEARTBEAT_S = 5
 THRESHOLD_S = 30
-"""A node that says nothing for this long is lost, and a node that hears nothing for this long ends itself: so long workers outlive a killed daemon, a little more."""
+"""A node that says nothing for this long is lost, and a node that hears nothing for this long ends itself:
+
+so long workers outlive a killed daemon, a little more.
+"""
 POLL_MS = 1000
 ENTRY = "funcmq.endpoint.worker.entry.run"
 _SECRETS = "FUNCMQ_TOKEN FUNCMQ_KEY FUNCMQ_ENROLMENT FUNCMQ_BROKER_URL FUNCMQ_DATABASE_URL FUNCMQ_EVENTS_URL"
@@ -57,7 +61,7 @@ def prepare(place: Place, pool: str) -> Path:
     return Path(create_certificates(place.folder(pool)))
 
 
-class Executor(HighThroughputExecutor):  # type: ignore[misc]
+class Executor(HighThroughputExecutor):
     """An executor whose results somebody else reads: see `receive`."""
 
     def _start_result_queue_thread(self) -> None:
@@ -85,6 +89,11 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]
         self.tasks.pop(number)  # nobody waits for that future
         return number
 
+    @property
+    def interchange_pid(self) -> int:
+        """0 before `start`."""
+        return 0 if self.interchange_proc is None else self.interchange_proc.pid
+
     def living_blocks(self) -> list[str]:
         """Blocks that have not ended, as last asked."""
         return [block for block, status in self.status_facade.items() if status.state not in TERMINAL_STATES]
@@ -92,25 +101,27 @@ class Executor(HighThroughputExecutor):  # type: ignore[misc]
     def end(self) -> None:
         """End blocks and interchange.  Blocks for a second or so; call it from the thread that called `start`."""
         jobs = [self.blocks_to_job_id[block] for block in self.living_blocks() if block in self.blocks_to_job_id]
+        assert self.provider is not None, "it is made with one"
         self.provider.cancel(jobs)
         self.shutdown()
-        self.incoming_q.close()
+        self.incoming_q.close()  # type: ignore[no-untyped-call]
 
 
 def make(config: PoolConfig, place: Place, certificates: Path) -> Executor:
     """An executor that is not started."""
     python = shlex.quote(config.python or sys.executable)
-    init = f"unset {_SECRETS}\nexport {MARK}={place.mark}\n{config.worker_init}\n"
+    provider = LocalProvider(  # type: ignore[no-untyped-call]
+        nodes_per_block=config.nodes_per_block, init_blocks=0, min_blocks=0, max_blocks=config.max_blocks, worker_init=_init(config, place)
+    )
+    provider.script_dir = str(place.blocks)
     executor = Executor(
         label=config.name,
         address=place.address,
-        provider=LocalProvider(
-            nodes_per_block=config.nodes_per_block, init_blocks=0, min_blocks=0, max_blocks=config.max_blocks, worker_init=init
-        ),
+        provider=provider,
         launch_cmd=DEFAULT_LAUNCH_CMD.replace(
-            "process_worker_pool.py", f"{python} -m parsl.executors.high_throughput.process_worker_pool", 1
+            "process_worker_pool.py", f"{python} -P -m parsl.executors.high_throughput.process_worker_pool", 1
         ),
-        interchange_launch_cmd=[sys.executable, "-m", "funcmq.endpoint.interchange", str(os.getpid())],
+        interchange_launch_cmd=[sys.executable, "-P", "-m", "funcmq.endpoint.interchange", str(os.getpid())],
         cores_per_worker=1e-6,
         max_workers_per_node=workers_per_node(config),
         prefetch_capacity=workers_per_node(config),
@@ -121,10 +132,14 @@ def make(config: PoolConfig, place: Place, certificates: Path) -> Executor:
         encrypted=True,
     )
     executor.run_dir = str(place.run_dir / "pools")
-    executor.cert_dir = str(certificates)
+    executor.cert_dir = str(certificates)  # type: ignore[assignment]
     executor.log_config = NoopLogging()
-    executor.provider.script_dir = str(place.blocks)
     return executor
+
+
+def _init(config: PoolConfig, place: Place) -> str:
+    """What a block's script runs before its workers."""
+    return f"unset {_SECRETS}\nexport {MARK}={place.mark}\n{config.worker_init}\n"
 
 
 def workers_per_node(config: PoolConfig) -> int:

@@ -1,7 +1,8 @@
 """What an interchange says to its daemon, taken apart without trusting it with more than it needs.
 
-Parsl frames its messages with pickle.  This is the only module of the daemon that reads pickle, and its unpickler finds a handful of names and nothing else: not even those are
-Parsl's classes, but empty ones of ours that keep what they are given.  What a worker function returned is bytes, which a pickle carries without any class.
+Parsl frames its messages with pickle.  This is the only module of the daemon that reads pickle, and its unpickler finds a handful of names
+and nothing else: not even those are Parsl's classes, but empty ones of ours that keep what they are given.  What a worker function returned
+is bytes, which a pickle carries without any class.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class _Reader(pickle.Unpickler):
         return known
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("persistent ids are not taken")
+        raise pickle.UnpicklingError(f"the persistent id {pid!r} is not taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ Frame = Answered | Lost | Managers | Broken
 def _load(data: bytes) -> Any:
     try:
         return _Reader(io.BytesIO(data)).load()
-    except Exception as broken:  # unpickling garbage may raise anything
+    except Exception as broken:  # noqa: BLE001 (unpickling garbage may raise anything)
         raise InvalidRequest(f"A frame of the interchange cannot be read: {broken}.") from None
 
 
@@ -147,7 +148,9 @@ def _answer(number: int, value: bytes) -> Frame:
         payload = _load(value[len(_DATA) :]) if value.startswith(_DATA) else None
     except InvalidRequest as refused:
         return Lost(number, refused.message)
-    return Answered(number, payload) if isinstance(payload, bytes) else Lost(number, "Its worker answered with something else than a report.")
+    if not isinstance(payload, bytes):
+        return Lost(number, "Its worker answered with something else than a report.")
+    return Answered(number, payload)
 
 
 def _reason(value: bytes) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotLoggedIn, Unreachable
+from funcmq.broker.errors import Busy, InvalidRequest, NotLoggedIn, Unreachable
 from funcmq.broker.ids import sha256
 
 log = logging.getLogger("funcmq.functions")
@@ -37,7 +37,7 @@ class Functions:
         return True
 
     async def get(self, function: str) -> None:
-        """Bring it here, however long the front door is away.  Cancelling is safe.
+        """Bring it here, however long the front door is away or the disk is full.  Cancelling is safe.
 
         :raises FuncmqError: it cannot be had: the front door does not know it, or what it has is something else.
         """
@@ -45,23 +45,22 @@ class Functions:
         while True:
             try:
                 data = await self._fetch(function)
-                break
-            except (Unreachable, Busy, NotLoggedIn) as away:
-                log.warning("the function %s waits: %s", function[:16], away.message, extra={"action": "function_waits"})
-            except FuncmqError:
-                raise
+                if sha256(data) != function:
+                    raise InvalidRequest("The front door's record of this function is not what its id says.", hint="Register it again.")
+                await asyncio.to_thread(write_whole, self._folder / function, data)
+            except (Unreachable, Busy, NotLoggedIn, OSError) as later:
+                log.warning("the function %s waits: %s", function[:16], later, extra={"action": "function_waits"})
+            else:
+                self._known.add(function)
+                return
             await asyncio.sleep(wait)
             wait = min(wait * 2, LONGEST_WAIT_S)
-        if sha256(data) != function:
-            raise InvalidRequest("The front door's record of this function is not what its id says.", hint="Register the function again.")
-        await asyncio.to_thread(write_whole, self._folder / function, data)
-        self._known.add(function)
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is there as a whole or not at all, readable by this user only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft.touch(mode=0o600)
+    draft.write_bytes(data)
     draft.rename(path)

@@ -1,6 +1,8 @@
-"""The interchange of a pool: Parsl's, made to end with its daemon, to serve many messages per turn, and to tell the daemon at once who is registered.
+"""The interchange of a pool: Parsl's, made to end with its daemon, to serve many messages per turn, and to tell the daemon at once who is
+registered.
 
-Run as `python -m funcmq.endpoint.interchange`, with Parsl's configuration on stdin.  It relies on names inside parsl==2026.10.26, which is why that is pinned.
+Run as `python -m funcmq.endpoint.interchange`, with Parsl's configuration on stdin. It relies on names inside parsl==2026.10.26, which is
+why that is pinned.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ TURN = 256
 _PR_SET_PDEATHSIG = 1
 
 
-class Interchange(ParslInterchange):  # type: ignore[misc]
+class Interchange(ParslInterchange):
     """See the module."""
 
     _next_sweep = 0.0
@@ -35,7 +37,7 @@ class Interchange(ParslInterchange):  # type: ignore[misc]
         """Take what has come, not one at a time."""
         for _ in range(TURN):
             super().process_task_incoming()
-            if not self.task_incoming.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not _readable(self.task_incoming):
                 break
             self.socks[self.task_incoming] = zmq.POLLIN
 
@@ -43,7 +45,7 @@ class Interchange(ParslInterchange):  # type: ignore[misc]
         """Take what has come, then say who is registered if that changed."""
         for _ in range(TURN):
             super().process_manager_socket_message(interesting_managers, monitoring_radio, kill_event)
-            if not self.manager_sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not _readable(self.manager_sock):
                 break
             self.socks[self.manager_sock] = zmq.POLLIN
         seen = (len(self._ready_managers), len(self.connected_block_history))
@@ -64,8 +66,11 @@ class Interchange(ParslInterchange):  # type: ignore[misc]
             self._next_drain = now + SWEEP_S
             super().expire_drained_managers(interesting_managers, monitoring_radio)
 
-    def process_tasks_to_send(self, interesting_managers: set[bytes], monitoring_radio: Any) -> None:
-        """First a packet for every idle worker of every manager, then those sent in advance: Parsl would fill one manager to the brim while another has nothing."""
+    def process_tasks_to_send(self, interesting_managers: set[bytes], monitoring_radio: Any) -> None:  # noqa: ARG002 (Parsl's signature)
+        """First a packet for every idle worker of every manager, then those sent in advance:
+
+        Parsl would fill one manager to the brim while another has nothing.
+        """
         if not (interesting_managers and self.pending_task_queue):
             return
         order = self.manager_selector.sort_managers(self._ready_managers, interesting_managers)
@@ -100,6 +105,10 @@ class Interchange(ParslInterchange):  # type: ignore[misc]
             self.results_outgoing.send(pickle.dumps({"type": MANAGERS, "managers": now}))
 
 
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel end this process when the thread that started it ends (Linux); end now if that has happened already."""
     if sys.platform == "linux":
@@ -112,7 +121,7 @@ def main() -> None:
     """Run until the daemon, whose pid is the argument, is gone or says so."""
     die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides what it means
-    config = pickle.load(sys.stdin.buffer)
+    config = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the daemon, through a pipe)
     Interchange(**config).start()
 
 

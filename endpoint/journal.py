@@ -1,10 +1,11 @@
 """The journal: what the daemon has promised, in one SQLite file, written by one thread.
 
-`commit` takes writes and returns when they are on disk; what arrives while a commit is under way shares the next one.  A commit is all or nothing for each caller: a failure
-is told to everybody who shared it, and nothing of it is written.
+`commit` takes writes and returns when they are on disk; what arrives while a commit is under way shares the next one. A commit is all or
+nothing for each caller: a failure is told to everybody who shared it, and nothing of it is written.
 
-A journal belongs to one process (`AlreadyRunning` for the next one), lies on a disk of this host (SQLite's WAL needs shared memory, which network file systems do not have),
-and has an id and a birth: both change when it is made anew, which is how the front door recognises that an old one is gone.
+A journal belongs to one process (`AlreadyRunning` for the next one), lies on a disk of this host (SQLite's WAL needs shared memory, which
+network file systems do not have), and has an id and a birth: both change when it is made anew, which is how the front door recognises that
+an old one is gone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from funcmq.endpoint.writes import SCHEMA, Held, Meta, Recover, Write
 
 FILE = "journal.sqlite3"
 LOCK = "lock"
-NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "panfs", "pvfs2", "orangefs", "ceph", "glusterfs", "afs", "9p", "fuse.sshfs"})
+NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "panfs", "pvfs2", "orangefs", "ceph", "glusterfs"}
+    | {"afs", "9p", "fuse.sshfs"}
+)
 """File systems on which a journal is refused."""
 ENOUGH_BYTES = 64 * 1024 * 1024
 """Free space below which no new work is taken."""
@@ -54,6 +58,8 @@ class Journal:
     def __init__(self, folder: Path, identity: Identity, database: sqlite3.Connection, lock: int) -> None:
         self.folder, self.identity = folder, identity
         self._database, self._lock = database, lock
+        self.commits = 0
+        """Transactions so far."""
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -114,6 +120,7 @@ class Journal:
         try:
             answers: list[list[Any] | Exception] = [[write.apply(self._database) for write in request.writes] for request in batch]
             self._database.execute("COMMIT")
+            self.commits += 1
         except BaseException:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
@@ -143,8 +150,8 @@ def _resolve(told: list[tuple[asyncio.Future[list[Any]], list[Any] | Exception]]
             future.set_result(answer)
 
 
-def open_journal(folder: Path, *, fresh: bool = False) -> Journal:
-    """The journal in this folder, made if there is none; `fresh` puts aside the one that is there.
+def open_journal(folder: Path) -> Journal:
+    """The journal in this folder, made if there is none.
 
     :raises AlreadyRunning: another process of this host holds it.
     :raises ConfigurationError: the folder is on a network file system, or cannot be used.
@@ -153,11 +160,10 @@ def open_journal(folder: Path, *, fresh: bool = False) -> Journal:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_file_system(folder)
         lock = _take_lock(folder)
-        if fresh:
-            _put_aside(folder)
         database = _connect(folder / FILE)
     except (OSError, sqlite3.Error) as broken:
-        raise ConfigurationError(f"The journal folder {folder} cannot be used: {broken}.", hint="Set journal_dir in endpoint.toml.") from None
+        hint = "Set journal_dir in endpoint.toml."
+        raise ConfigurationError(f"The journal folder {folder} cannot be used: {broken}.", hint=hint) from None
     return Journal(folder, _identity(database), database, lock)
 
 
@@ -168,7 +174,8 @@ def _take_lock(folder: Path) -> int:
     except OSError:
         holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
         os.close(lock)
-        raise AlreadyRunning(f"This endpoint already runs on this host ({holder or 'holder unknown'}).", hint="`funcmq endpoint stop NAME` ends it.") from None
+        said = f"This endpoint already runs on this host ({holder or 'holder unknown'})."
+        raise AlreadyRunning(said, hint="`funcmq endpoint stop NAME` ends it.") from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
     return lock
@@ -192,14 +199,6 @@ def _identity(database: sqlite3.Connection) -> Identity:
     return Identity(known["id"], int(known["birth"]))
 
 
-def _put_aside(folder: Path) -> None:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", "-wal", "-shm"):
-        path = folder / (FILE + suffix)
-        if path.exists():
-            path.rename(folder / f"{FILE}.{stamp}{suffix}")
-
-
 def file_system(folder: Path, mounts: str) -> str:
     """The type of the file system that holds a folder, from the text of `/proc/self/mountinfo`; '' where it cannot be told."""
     best, kind = "", ""
@@ -218,5 +217,6 @@ def _check_file_system(folder: Path) -> None:
     kind = file_system(folder.resolve(), table.read_text(errors="replace")) if table.exists() else ""
     if kind in NETWORK:
         raise ConfigurationError(
-            f"The journal folder {folder} lies on a network file system ({kind}).", hint="Set journal_dir in endpoint.toml to a folder on a disk of this host."
+            f"The journal folder {folder} lies on a network file system ({kind}).",
+            hint="Set journal_dir to a folder on a disk of this host.",
         )

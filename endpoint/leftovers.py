@@ -1,7 +1,8 @@
 """Processes that a pool left behind: recognised by a mark in their environment that only this journal gives out.
 
-A killed daemon cannot end its blocks, a killed worker pool leaves a helper process, and children that lead their own process group are reached by no group kill.  All of them
-inherited the mark.  One process holds a journal, so whatever else carries its mark when a daemon starts, or after it has stopped its pools, is a leftover.
+A killed daemon cannot end its blocks, a killed worker pool leaves a helper process, and children that lead their own process group are
+reached by no group kill.  All of them inherited the mark.  One process holds a journal, so whatever else carries its mark when a daemon
+starts, or after it has stopped its pools, is a leftover.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Result bundles on their way to the store, until the front door says `stored`.
 
-What the broker has not confirmed is published until it is.  What it has confirmed is sent again only on evidence: a later bundle is stored and this one is not for a minute,
-or the front door asks.  Each repeat doubles the wait, up to ten minutes (design §3.8).  After a restart everything that is not stored is sent once.
+What the broker has not confirmed is published until it is.  What it has confirmed is sent again only on evidence: a later bundle is stored
+and this one is not for a minute, or the front door asks.  Each repeat doubles the wait, up to ten minutes (design §3.8).  After a restart
+everything that is not stored is sent once.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ class _Entry:
 
 
 class Outbox:
-    """Which bundles are not stored, and which of them to send now.  No I/O; times are seconds of a clock that only goes forward."""
+    """Which bundles are not stored, and which of them to send now.  Times are seconds of a clock that only goes forward."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._orders = 0
         self._held = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     def __len__(self) -> int:
         """Bundles not stored."""
@@ -51,7 +54,12 @@ class Outbox:
             body = None
         self._held += len(body[1]) if body else 0
         self._entries[bundle] = _Entry(self._orders, body)
+        self._empty.clear()
         self._orders += 1
+
+    async def all_stored(self) -> None:
+        """Wait until it is empty."""
+        await self._empty.wait()
 
     def body(self, bundle: str) -> tuple[str, bytes] | None:
         """Key and bytes, if they are still in memory."""
@@ -75,6 +83,8 @@ class Outbox:
         if entry is None:
             return False
         self._forget_body(entry)
+        if not self._entries:
+            self._empty.set()
         for other in self._entries.values():
             if other.order > entry.order:
                 break

@@ -1,7 +1,7 @@
 """Packets: several short tasks handed to a pool as one submission (design §4).
 
-Only functions known to be short are packed.  A packet is worth 2 to 30 ms of expected work, less where workers are idle, so that no worker gets a big packet while another
-has none.  Packing may therefore delay a task by a packet's budget plus one mispredicted member, no more.
+Only functions known to be short are packed.  A packet is worth 2 to 30 ms of expected work, less where workers are idle, so that no worker
+gets a big packet while another has none.  Packing may therefore delay a task by a packet's budget plus one mispredicted member, no more.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A pool: one executor of Parsl, watched, and started again when its interchange dies.
 
-Nothing here blocks the event loop: whatever may (start, scaling, scheduler commands, shutdown) runs in one thread that lives as long as the pool.  The interchange asks the
-kernel to end it with the thread that started it, and that is this one.
+Nothing here blocks the event loop: whatever may (start, scaling, scheduler commands, shutdown) runs in one thread that lives as long as the
+pool.  The interchange asks the kernel to end it with the thread that started it, and that is this one.
 
 What a pool promises: every packet submitted is followed by exactly one `answered` or `lost`, unless the pool is stopped first.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,10 @@ from typing import Protocol, TypeVar
 from funcmq.broker.errors import InvalidRequest
 from funcmq.broker.lifeline import gone
 from funcmq.endpoint import frames, leftovers
+from funcmq.endpoint.blocks import Blocks, per_block
 from funcmq.endpoint.cancels import Cancels
 from funcmq.endpoint.config import PoolConfig
-from funcmq.endpoint.executor import ENTRY, Executor, Place, make, prepare, workers_per_node
+from funcmq.endpoint.executor import ENTRY, Executor, Place, make, prepare
 
 log = logging.getLogger("funcmq.pool")
 
@@ -31,13 +31,10 @@ T = TypeVar("T")
 
 TURN = 256
 """Messages read before the event loop has its turn."""
-SCALE_S = 5.0
-"""Between looks at the blocks: a scheduler does not tell, it has to be asked."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 HEALTHY_S = 60.0
-"""A block or an interchange that has lived this long was not at fault from the start."""
-TAIL = 400
+"""An interchange that has lived this long was not at fault from the start."""
 
 
 class Owner(Protocol):
@@ -65,8 +62,6 @@ class Pool:
     def __init__(self, config: PoolConfig, place: Place, owner: Owner, entry: str = ENTRY) -> None:
         self.config, self.name = config, config.name
         self.managers: list[frames.Manager] = []
-        self.blocks = 0
-        self.reason = "its interchange is starting"
         self.interchange = 0
         """Pid of the interchange; 0 while there is none."""
         self.certificates = Path()
@@ -75,7 +70,8 @@ class Pool:
         self._cancels: Cancels | None = None
         self._numbers: dict[int, int] = {}
         self._thread: ThreadPoolExecutor | None = None
-        self._wake = asyncio.Event()
+        self._blocks: Blocks | None = None
+        self._reason = "its interchange is starting"
         self._reading = -1
 
     async def __aenter__(self) -> Pool:
@@ -101,7 +97,19 @@ class Pool:
     @property
     def capacity(self) -> int:
         """Workers that the pool may grow to."""
-        return self.config.max_blocks * self._per_block
+        return self.config.max_blocks * per_block(self.config)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that have not ended."""
+        return 0 if self._blocks is None else self._blocks.count
+
+    @property
+    def reason(self) -> str:
+        """Why no worker runs; '' while some do."""
+        if self.managers:
+            return ""
+        return self._reason or ("" if self._blocks is None else self._blocks.reason)
 
     @property
     def cancels_address(self) -> str:
@@ -132,8 +140,8 @@ class Pool:
 
     def wake(self) -> None:
         """There may be a need for another block."""
-        if self.blocks < self._wanted():
-            self._wake.set()
+        if self._blocks is not None:
+            self._blocks.wake(self._owner.demand(self.name))
 
     # -- supervision ----------------------------------------------------------------------------------------------------
 
@@ -147,7 +155,7 @@ class Pool:
                 await self._supervise()
             except Exception as broken:  # Parsl raises what it likes; none of it may end the daemon
                 log.exception("the pool %s cannot run", self.name, extra={"action": "pool_failed"})
-                self.reason = f"its interchange does not start: {broken}"
+                self._reason = f"its interchange does not start: {broken}"
             await self._end()
             wait = FIRST_WAIT_S if time.monotonic() - began > HEALTHY_S else min(wait * 2, LONGEST_WAIT_S)
             await asyncio.sleep(wait - FIRST_WAIT_S)
@@ -156,15 +164,17 @@ class Pool:
         executor = make(self.config, self._place, self.certificates)
         await self._control(executor.start)
         self._executor = executor
-        self.interchange = executor.interchange_proc.pid
-        self.reason = ""
+        self.interchange = executor.interchange_pid
+        self._reason = ""
+        self._blocks = Blocks(self.config, self._place, executor, lambda: self._owner.demand(self.name), self._control)
         self._reading = executor.results_fd
         asyncio.get_running_loop().add_reader(self._reading, self._drain, executor)
         self._drain(executor)
         log.info("the pool %s has an interchange, pid %d", self.name, self.interchange, extra={"action": "pool_up"})
 
     async def _supervise(self) -> None:
-        scaling = asyncio.create_task(self._scale(), name=f"scale {self.name}")
+        assert self._blocks is not None, "after _begin"
+        scaling = asyncio.create_task(self._blocks.run(), name=f"scale {self.name}")
         ending = asyncio.create_task(gone(self.interchange), name=f"watch {self.name}")
         try:
             done, _ = await asyncio.wait({scaling, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -181,7 +191,7 @@ class Pool:
         if executor is None:
             return
         asyncio.get_running_loop().remove_reader(self._reading)
-        self.interchange, self.blocks = 0, 0
+        self.interchange, self._blocks = 0, None
         if self.managers:
             self.managers = []
             self._owner.workers_changed(self.name)
@@ -226,62 +236,7 @@ class Pool:
                     self._owner.lost(self.name, number, reason)
             case frames.Managers(managers):
                 self.managers = managers
-                if managers:
-                    self.reason = ""
                 self._owner.workers_changed(self.name)
             case frames.Broken(reason):
                 log.error("the interchange of the pool %s ends: %s", self.name, reason, extra={"action": "interchange_broken"})
-                self.reason = reason
-
-    # -- blocks ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def _per_block(self) -> int:
-        return workers_per_node(self.config) * self.config.nodes_per_block
-
-    def _wanted(self) -> int:
-        needed = math.ceil(self._owner.demand(self.name) / self._per_block)
-        return max(self.config.min_blocks, min(self.config.max_blocks, needed))
-
-    async def _scale(self) -> None:
-        started: dict[str, float] = {}
-        wait, not_before = FIRST_WAIT_S, 0.0
-        while True:
-            executor = self._executor
-            assert executor is not None
-            self._wake.clear()
-            living = await self._control(lambda: _ask(executor))
-            for block in started.keys() - set(living):
-                age = time.monotonic() - started.pop(block)
-                wait = FIRST_WAIT_S if age > HEALTHY_S else min(wait * 2, LONGEST_WAIT_S)
-                not_before = time.monotonic() + wait - 2 * FIRST_WAIT_S
-                await self._bury(block)
-            missing = self._wanted() - len(living)
-            if missing > 0 and time.monotonic() >= not_before:
-                new = await self._control(lambda: executor.scale_out_facade(missing))
-                started |= dict.fromkeys(new, time.monotonic())
-            elif missing < 0:
-                await self._control(lambda: executor.scale_in_facade(-missing, max_idletime=self.config.idle))
-            self.blocks = len(await self._control(executor.living_blocks))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SCALE_S):
-                    await self._wake.wait()
-
-    async def _bury(self, block: str) -> None:
-        """A block has ended: end what it left, and keep its last words for whoever asks why nothing runs."""
-        await self._control(lambda: leftovers.end(self._place.mark, f"{self.name}-{block}"))
-        said = await self._control(lambda: _last_words(self._place.blocks, self.name, block))
-        self.reason = f"block {block} ended" + (f": {said}" if said else "")
-        log.warning("the pool %s: %s", self.name, self.reason, extra={"action": "block_ended"})
-
-
-def _ask(executor: Executor) -> list[str]:
-    executor.poll_facade()
-    return executor.living_blocks()
-
-
-def _last_words(folder: Path, pool: str, block: str) -> str:
-    for path in sorted(folder.glob(f"parsl.{pool}.block-{block}.*.err"), reverse=True)[:1]:
-        with contextlib.suppress(OSError):
-            return path.read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
-    return ""
+                self._reason = reason

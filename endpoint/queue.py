@@ -1,10 +1,11 @@
 """The daemon's queue: fair between users, then by priority, then by age.
 
-Fair means by recent use: every user has a clock that advances by the work (in seconds, as expected) taken for them, and the user with the earliest clock is served.
-Somebody who comes back after a pause starts at the clock of whoever was served last, so that idleness earns no credit.
+Fair means by recent use: every user has a clock that advances by the work (in seconds, as expected) taken for them, and the user with the
+earliest clock is served. Somebody who comes back after a pause starts at the clock of whoever was served last, so that idleness earns no
+credit.
 
-Tasks that share user, priority and times are kept as one batch, so that a bundle of a thousand tasks costs one heap entry.  A task that ended while it waited is left in
-its batch and skipped later: `state` says what it is.
+Tasks that share user, priority and times are kept as one batch, so that a bundle of a thousand tasks costs one heap entry.  A task that
+ended while it waited is left in its batch and skipped later: `state` says what it is.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ class Signer:
         for task, outcome in ended:
             work = task.bundle.work
             groups.setdefault((work.user, work.group), []).append(outcome)
-        return [
-            self._sign(user, group, piece, now) for (user, group), outcomes in groups.items() for piece in _pieces(outcomes)
-        ]
+        return [self._sign(user, group, piece, now) for (user, group), outcomes in groups.items() for piece in _pieces(outcomes)]
 
     def refuse(self, bundle: str, code: str, message: str, now: int) -> bytes:
         """The signed word that nothing of this bundle is run."""

@@ -1,7 +1,7 @@
 """The life of a task in the daemon, and what decides whether it runs again.
 
-A task is WAITING in the daemon's queue, LAUNCHED (handed to a pool, which is what *running* means), or DONE.  Everything that changes a state is `step` with this table;
-the journal holds the same three words.  What a task may survive, by its `retry`:
+A task is WAITING in the daemon's queue, LAUNCHED (handed to a pool, which is what *running* means), or DONE.  Everything that changes a
+state is `step` with this table; the journal holds the same three words.  What a task may survive, by its `retry`:
 
 ===============================  ==================  =============  ========================
 what happened                    infra (default)     never          a number n
@@ -66,7 +66,11 @@ class Bundle:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """One task that is not done.  `attempts` counts executions begun; the others count what they say; `cancelled` while it ran: it does not run again."""
+    """One task that is not done.
+
+    `attempts` counts executions begun; `infra`, `deaths` and `errors` count what they say. `cancelled`: while it ran, so it does not
+    run again. `known`: the journal has it; before that it may turn out to be an old one come again, and its end is not written.
+    """
 
     id: bytes
     bundle: Bundle
@@ -77,6 +81,7 @@ class Task:
     deaths: int = 0
     errors: int = 0
     cancelled: bool = False
+    known: bool = False
 
     @property
     def call(self) -> Call:

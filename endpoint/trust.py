@@ -1,7 +1,7 @@
 """Who may send work: `trusted_keys`, a file of this host, and the checks of a bundle against it (design §6).
 
-A line is `ed25519 BASE64 USER-ID comment`; the user `*` stands for a front door that signs for users without keys, and is there only on purpose.  The file is read again
-whenever it has changed, so that taking a line away works at once, for waiting tasks too.
+A line is `ed25519 BASE64 USER-ID comment`; the user `*` stands for a front door that signs for users without keys, and is there only on
+purpose.  The file is read again whenever it has changed, so that taking a line away works at once, for waiting tasks too.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def parse(text: str) -> list[Trusted]:
         if not fields or fields[0].startswith("#"):
             continue
         try:
-            if len(fields) < 3 or fields[0] != KIND or not (fields[2] == ANYBODY or is_id(fields[2])):  # noqa: PLR2004
+            if len(fields) < 3 or fields[0] != KIND or not (fields[2] == ANYBODY or is_id(fields[2])):
                 raise InvalidRequest("a line is `ed25519 BASE64 USER-ID comment`")
-            found.append(Trusted(PublicKey.parse(fields[1]), fields[2], fields[3] if len(fields) > 3 else ""))  # noqa: PLR2004
+            found.append(Trusted(PublicKey.parse(fields[1]), fields[2], fields[3] if len(fields) > 3 else ""))
         except InvalidRequest as wrong:
             log.error("trusted_keys, line %d, is not used: %s", number, wrong.message, extra={"action": "bad_trusted_key"})
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from funcmq.broker.errors import NotSerializable
@@ -29,6 +30,18 @@ def member(task: Task, args: Inline | Spill | None = None) -> Member:
     return Member(task.id, function.id, function.name, function.places, options.kind, args, options.walltime_s, task.attempts)
 
 
+def arguments(shared: Path, task: Task) -> Path:
+    """Where the arguments of this attempt are."""
+    return shared / FOLDER / f"{task.id.hex()}.{task.attempts}.args"
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files that may be gone already.  Blocks."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def spilled_members(shared: Path, tasks: list[Task]) -> list[Member]:
     """The tasks of a packet, those with large arguments written to files.  Blocks."""
     return [member(task, _spill(shared, task) if is_large(task) else None) for task in tasks]
@@ -37,9 +50,9 @@ def spilled_members(shared: Path, tasks: list[Task]) -> list[Member]:
 def _spill(shared: Path, task: Task) -> Spill:
     args = task.call.args
     assert isinstance(args, Inline), "checked when the bundle came"
-    path = f"{FOLDER}/{task.id.hex()}.{task.attempts}.args"
-    write_whole(shared / path, args.data)
-    return Spill(args.encoding, path, len(args.data))
+    path = arguments(shared, task)
+    write_whole(path, args.data)
+    return Spill(args.encoding, str(path.relative_to(shared)), len(args.data))
 
 
 def bring_back(shared: Path, done: Done) -> Done:
@@ -54,13 +67,10 @@ def bring_back(shared: Path, done: Done) -> Done:
         error = NotSerializable(f"Its result could not be read back from {path}: {missing.strerror}.")
         failure = Failure(code=error.code, message=error.message, hint=error.hint)
         return Done(done.id, "failed", None, failure, done.started, done.ended, done.run_s, done.stdout, done.stderr)
-    with contextlib.suppress(OSError):
-        path.unlink()
+    remove([path])
     return Done(done.id, done.state, Inline(value.encoding, data), None, done.started, done.ended, done.run_s, done.stdout, done.stderr)
 
 
 def clear(shared: Path) -> None:
     """Remove what an earlier daemon left: no worker of it lives any more.  Blocks."""
-    for path in (shared / FOLDER).glob("*"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    remove((shared / FOLDER).glob("*"))

@@ -1,7 +1,8 @@
 """What can be written to the journal: each is one change, applied inside a transaction that many of them share.
 
-All of them touch many tasks with one statement: SQLite gives up the interpreter lock at every step of a statement, and a thousand steps beside a busy event loop would be a
-thousand waits for it.  Ids therefore come as one run of bytes, 16 for each, and are taken apart by SQLite itself.
+All of them touch many tasks with one statement: SQLite gives up the interpreter lock at every step of a statement, and a thousand steps
+beside a busy event loop would be a thousand waits for it.  Ids therefore come as one run of bytes, 16 for each, and are taken apart by
+SQLite itself.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ INSERT OR IGNORE INTO tasks (id, bundle, idx, state, forget)
 SELECT substr(:ids, 16 * key + 1, 16), :bundle, value, 0, :forget FROM json_each(:indices)
 """
 _SLICE = "SELECT max(id) FROM (SELECT id FROM tasks WHERE id > ? ORDER BY id LIMIT ?)"
+_BURY = """
+INSERT OR IGNORE INTO tombstones
+SELECT cancelled, :forget FROM (SELECT substr(:ids, 16 * value + 1, 16) AS cancelled FROM json_each(:places))
+WHERE cancelled NOT IN (SELECT id FROM tasks)
+"""
 _IDS = "SELECT substr(:ids, 16 * value + 1, 16) FROM json_each(:places)"
 
 
@@ -163,11 +169,7 @@ class Buried:
 
     def apply(self, database: sqlite3.Connection) -> list[bytes]:
         named = {"ids": self.ids, "places": _places(self.ids), "forget": self.forget}
-        database.execute(
-            f"INSERT OR IGNORE INTO tombstones SELECT column1, :forget FROM (SELECT substr(:ids, 16 * value + 1, 16) AS column1"  # noqa: S608
-            f" FROM json_each(:places)) WHERE column1 NOT IN (SELECT id FROM tasks WHERE id IN ({_IDS}))",
-            named,
-        )
+        database.execute(_BURY, named)
         return [row[0] for row in database.execute(f"SELECT id FROM tasks WHERE id IN ({_IDS})", named)]  # noqa: S608
 
 

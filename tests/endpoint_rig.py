@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cloudpickle
 from aiohttp import web
@@ -22,7 +23,10 @@ from funcmq.broker.ids import new_hex, new_id, sha256
 from funcmq.broker.link import Broker, Delivery, Link
 from funcmq.broker.messages import Dispatch, FunctionRecord, FunctionRef, Options, Outcome, Refused, Results, Signed, Task, Work
 from funcmq.broker.signing import BUNDLE, REFUSED, RESULTS, PrivateKey
+from funcmq.endpoint import leftovers
 from funcmq.endpoint.config import EndpointConfig, PoolConfig, template
+from funcmq.endpoint.journal import open_journal
+from tests.proxy import Proxy, proxy
 
 WORKERS = 2
 
@@ -67,7 +71,10 @@ class FrontDoor:
         return web.Response(status=error.http, body=codec.encode(api.ErrorAnswer(error=api.ErrorBody.of(error))), content_type=api.MSGPACK)
 
     def register(self, function: Callable[..., Any]) -> FunctionRef:
+        module = sys.modules[function.__module__]
+        cloudpickle.register_pickle_by_value(module)  # workers do not have the tests
         code = cloudpickle.dumps(function)
+        cloudpickle.unregister_pickle_by_value(module)
         minor = f"{sys.version_info.major}.{sys.version_info.minor}"
         record = codec.encode(FunctionRecord(1, "pickle", function.__name__, minor, code, None))
         self.functions[sha256(record)] = record
@@ -96,6 +103,7 @@ class Rig:
 
     door: FrontDoor
     link: Link
+    wires: Proxy
     folder: Path
     endpoint: str = field(default_factory=new_hex)
     user: str = field(default_factory=new_hex)
@@ -108,7 +116,9 @@ class Rig:
     receipts: list[messages.Receipt] = field(default_factory=list)
     running: list[bytes] = field(default_factory=list)
     heartbeats: list[messages.Heartbeat] = field(default_factory=list)
+    bundles: list[str] = field(default_factory=list)
     storing: bool = True
+    processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     # -- files ----------------------------------------------------------------------------------------------------------
@@ -118,8 +128,14 @@ class Rig:
         home = self.folder / "endpoints" / "rig"
         pool = PoolConfig("local", workers_per_node=WORKERS, min_blocks=1)
         return EndpointConfig(
-            name="rig", id=self.endpoint, url=self.door.url, folder=home, run_dir=home / "run", journal_dir=self.folder / "journal",
-            stop_grace=5.0, pools=(pool,),
+            name="rig",
+            id=self.endpoint,
+            url=self.door.url,
+            folder=home,
+            run_dir=home / "run",
+            journal_dir=self.folder / "journal",
+            stop_grace=5.0,
+            pools=(pool,),
         )
 
     def write_files(self) -> None:
@@ -156,6 +172,10 @@ class Rig:
         await self.send(work)
         return [task.id for task in work.tasks]
 
+    def cut(self) -> None:
+        """Reset every connection of the daemon to the broker."""
+        self.wires.cut()
+
     # -- what comes back ------------------------------------------------------------------------------------------------
 
     async def on_result(self, delivery: Delivery) -> None:
@@ -181,6 +201,7 @@ class Rig:
         for outcome in results.results:
             assert self.outcomes.setdefault(outcome.id, outcome) == outcome, "a second, different end"
             self.copies[outcome.id] = self.copies.get(outcome.id, 0) + 1
+        self.bundles.append(sha256(signed.body))
         if self.storing:
             await self.control("stored/1", messages.Stored(1, [(sha256(signed.body), "")]))
 
@@ -217,9 +238,35 @@ class Rig:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "funcmq.endpoint", "rig", *arguments, env=environment, stdout=log, stderr=log
             )
+        self.processes.append(process)
         while len(self.door.leases) == leases and process.returncode is None:
             await asyncio.sleep(0.02)
         return process
+
+    @property
+    def pid(self) -> int:
+        """Of the daemon started last."""
+        return self.processes[-1].pid
+
+    async def end(self) -> None:
+        """End what is left of the daemons."""
+        for process in self.processes:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+
+    def assert_clean(self) -> None:
+        """No process of any daemon of this endpoint lives, and its journal is free."""
+        journal = open_journal(self.config.journal_dir)
+        mark = journal.identity.id
+        journal.close()
+        assert leftovers.find(mark) == []
+
+    def forget(self) -> None:
+        """What was heard so far."""
+        for heard in (self.outcomes, self.copies, self.refused, self.receipts, self.running, self.heartbeats, self.bundles):
+            heard.clear()
+        self.storing = True
 
 
 @contextlib.asynccontextmanager
@@ -229,21 +276,29 @@ async def rig(broker: Broker, folder: Path) -> AsyncIterator[Rig]:
     async def ask() -> Broker:
         return broker
 
-    async with FrontDoor(broker).serve() as door, Link("rig", ask) as link:
-        await link.ready()
-        it = Rig(door, link, folder)
-        it.write_files()
-        queues = topology.endpoint(it.endpoint)
-        status = f"rig.{it.endpoint}"
-        await link.declare(topology.fixed())
-        await link.declare(queues)
-        await link.declare(
-            topology.Topology(queues=(topology.Queue(status, {"x-queue-type": "classic", "x-expires": 600_000}, ((topology.STATUS, it.endpoint),)),))
-        )
-        consumers = [link.consume(topology.results_queue(it.endpoint), it.on_result, prefetch=200), link.consume(status, it.on_status)]
-        try:
-            yield it
-        finally:
-            for consumer in consumers:
-                await consumer.cancel()
-            await link.delete(queues)
+    async with proxy(urlsplit(broker.urls[0]).port or 5672) as wires, Link("rig", ask) as link:
+        wired = Broker((f"amqp://127.0.0.1:{wires.port}/",), broker.user, broker.password)
+        async with FrontDoor(wired).serve() as door:
+            await link.ready()
+            async with served(Rig(door, link, wires, folder)) as it:
+                yield it
+
+
+@contextlib.asynccontextmanager
+async def served(it: Rig) -> AsyncIterator[Rig]:
+    """Its files and queues, and what it hears."""
+    link = it.link
+    it.write_files()
+    queues = topology.endpoint(it.endpoint)
+    status = f"rig.{it.endpoint}"
+    await link.declare(topology.fixed())
+    await link.declare(queues)
+    heard = topology.Queue(status, {"x-queue-type": "classic", "x-expires": 600_000}, ((topology.STATUS, it.endpoint),))
+    await link.declare(topology.Topology(queues=(heard,)))
+    consumers = [link.consume(topology.results_queue(it.endpoint), it.on_result, prefetch=200), link.consume(status, it.on_status)]
+    try:
+        yield it
+    finally:
+        for consumer in consumers:
+            await consumer.cancel()
+        await link.delete(queues)

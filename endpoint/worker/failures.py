@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import AsyncGeneratorType, GeneratorType, TracebackType
 from typing import TypeVar
 
-import cloudpickle
-import msgpack
-
-from funcmq.broker import codec
 from funcmq.broker.codec import pack_plain
 from funcmq.broker.errors import FuncmqError
 from funcmq.broker.messages import Failure
-from funcmq.endpoint.worker import orphans
 
 MAX_TEXT = 64 * 1024
 """Characters of a message or a traceback; the middle of longer ones is left out."""
 MAX_ARGS = 64 * 1024
 """Bytes of the exception's own arguments; more are left out."""
 T = TypeVar("T")
-_OURS = tuple(str(Path(module.__file__).parent) + os.sep for module in (orphans, codec, asyncio, cloudpickle, msgpack))
+_BETWEEN = {"funcmq", "asyncio", "cloudpickle", "msgpack"}
+"""Packages whose frames may lie between us and the user's code."""
 
 
 def describe(raised: BaseException, code: str = "TaskFailed", traces: bool = True) -> Failure:
@@ -114,7 +107,7 @@ def _guarded(make: Callable[[], T], otherwise: T) -> T:
 
 def _users(trace: TracebackType | None) -> TracebackType | None:
     """The part of a traceback that begins with the user's code: what lies between us and it is left out."""
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
         trace = trace.tb_next
     return trace
 
