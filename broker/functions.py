@@ -145,10 +145,16 @@ def _modules(by_value: ByValue) -> list[ModuleType]:
     if by_value is False:
         return []
     if by_value is True or by_value == "auto":
-        return [module for module in list(sys.modules.values()) if is_local(module)]
+        return list(_local_modules(len(sys.modules), next(reversed(sys.modules), "")))
     if isinstance(by_value, str) or not all(isinstance(module, ModuleType) and module.__name__ in sys.modules for module in by_value):
         raise InvalidRequest(f"by_value is 'auto', False or a list of imported modules, not {by_value!r}.")
     return list(by_value)
+
+
+@functools.lru_cache(maxsize=1)
+def _local_modules(count: int, newest: str) -> tuple[ModuleType, ...]:
+    """The local ones of `sys.modules`; both parameters say which state of it: whatever is imported or removed changes one of them."""
+    return tuple(module for module in list(sys.modules.values()) if is_local(module))
 
 
 def _goes_by_value(module: ModuleType, by_value: ByValue) -> bool:

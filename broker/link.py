@@ -23,7 +23,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import aio_pika
 import aiormq
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aiormq.abc import AbstractChannel as AbstractUnderlayChannel
 from aiormq.abc import FieldTable
 from yarl import URL
 
@@ -114,6 +115,7 @@ class Consumer:
 
     async def cancel(self) -> None:
         """Stop; what was delivered and not acked goes back to the queue."""
+        self._link.drop(self)
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -181,8 +183,9 @@ class Link:
         self._up = asyncio.Event()
         self._consuming: AbstractConnection | None = None
         self._publishing: AbstractConnection | None = None
-        self._confirmed: AbstractChannel | None = None
-        self._exchanges: dict[str, AbstractExchange] = {}
+        self._publisher: AbstractChannel | None = None
+        self._confirmed: AbstractUnderlayChannel | None = None
+        self._opening = asyncio.Lock()
         self._consumers: list[Consumer] = []
         self._task: asyncio.Task[None] | None = None
         self._user = ""
@@ -192,7 +195,7 @@ class Link:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for consumer in self._consumers:
+        for consumer in list(self._consumers):
             await consumer.cancel()
         assert self._task is not None
         self._task.cancel()
@@ -244,12 +247,15 @@ class Link:
         """
         try:
             async with asyncio.timeout(timeout):
-                await self.ready()
-                target = await self._exchange(exchange)
-                message = aio_pika.Message(
-                    body, delivery_mode=2, message_id=new_hex(), type=kind, user_id=self._user, timestamp=datetime.now(UTC)
+                if not self._up.is_set():
+                    await self.ready()
+                channel = self._confirmed
+                if channel is None or channel.is_closed:
+                    channel = await self._confirming()
+                properties = aiormq.spec.Basic.Properties(
+                    delivery_mode=2, message_id=new_hex(), message_type=kind, user_id=self._user, timestamp=datetime.now(UTC)
                 )
-                await target.publish(message, key, mandatory=mandatory)
+                await channel.basic_publish(body, exchange=exchange, routing_key=key, properties=properties, mandatory=mandatory)
         except aiormq.exceptions.PublishError:
             raise NotFound(f"No queue takes messages for {key!r} on the exchange {exchange!r}.") from None
         except aiormq.exceptions.DeliveryError:
@@ -268,6 +274,11 @@ class Link:
         consumer = Consumer(self, queue, handler, prefetch)
         self._consumers.append(consumer)
         return consumer
+
+    def drop(self, consumer: Consumer) -> None:
+        """Forget a consumer that ends."""
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
 
     async def declare(self, topology: Topology) -> None:
         """Make exchanges, queues and bindings that do not exist yet.
@@ -321,15 +332,15 @@ class Link:
         async with asyncio.timeout(CONNECT_S):
             return await self._consuming.channel(publisher_confirms=False)
 
-    async def _exchange(self, name: str) -> AbstractExchange:
-        if self._confirmed is None or self._confirmed.is_closed:
-            if self._publishing is None:
-                raise ConnectionError("not connected")
-            self._exchanges.clear()
-            self._confirmed = await self._publishing.channel(publisher_confirms=True, on_return_raises=True)
-        if name not in self._exchanges:
-            self._exchanges[name] = await self._confirmed.get_exchange(name, ensure=False)
-        return self._exchanges[name]
+    async def _confirming(self) -> AbstractUnderlayChannel:
+        """The channel to publish on.  One bad publish closes it for all; then there is a new one."""
+        async with self._opening:
+            if self._confirmed is None or self._confirmed.is_closed:
+                if self._publishing is None:
+                    raise ConnectionError("not connected")
+                channel = await self._publishing.channel(publisher_confirms=True, on_return_raises=True)
+                self._publisher, self._confirmed = channel, await channel.get_underlay_channel()
+            return self._confirmed
 
     async def _run(self) -> None:
         wait = FIRST_WAIT_S
@@ -378,8 +389,7 @@ class Link:
 
     def _down(self) -> None:
         self._up.clear()
-        self._consuming = self._publishing = self._confirmed = None
-        self._exchanges.clear()
+        self._consuming = self._publishing = self._publisher = self._confirmed = None
 
 
 async def open_connection(login: str, name: str) -> AbstractConnection:

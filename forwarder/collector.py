@@ -30,7 +30,12 @@ log = logging.getLogger("funcmq.collector")
 
 PREFETCH = 64
 MOST_MESSAGES = 128
+FEW = 8
 MOST_BYTES = 16 * 1024 * 1024
+LINGER_S = 0.02
+"""How long a lone result waits for company: those who wait for it have it from their stream already, and each commit, ack and `stored`
+serves all that came meanwhile.
+"""
 RETRY_S = 1.0
 
 
@@ -80,9 +85,11 @@ class Collector:
                 group.create_task(self._tell(batch, kept, groups), name="tell")
 
     async def _collect(self) -> _Batch:
-        """What has arrived, within bounds; waits for one message."""
+        """What has arrived, within bounds; waits for one message, and a moment for more."""
         batch, size = _Batch(), 0
         source, delivery = await self._arrived.get()
+        if self._arrived.qsize() < FEW:
+            await asyncio.sleep(LINGER_S)
         while True:
             self._sort(batch, source, delivery)
             size += len(delivery.body)

@@ -8,8 +8,10 @@ from funcmq.broker.messages import Heartbeat
 
 ONLINE_MS = 30_000
 MOST_RUNNING = 20_000
-CLOSE_MS, MARGIN_MS, WIDE_MARGIN_MS = 2_000, 10_000, 300_000
-"""Clocks that lie at most CLOSE_MS apart need the narrow margin, others and unknown ones the wide one (the skew that signatures allow)."""
+STAMP_MS = 2_000
+"""AMQP timestamps are whole seconds."""
+WIDE_MARGIN_MS = 300_000
+"""Where the clock of an endpoint is not known: the skew that signatures allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,7 @@ class Live:
     def clock_margin(self, endpoint: str) -> int:
         """How much earlier than an endpoint's clock says, in ms, a message of it may have been sent by this host's clock."""
         sign = self._signs.get(endpoint)
-        close = sign is not None and abs(sign.seen - sign.heartbeat.at) <= CLOSE_MS
-        return MARGIN_MS if close else WIDE_MARGIN_MS
+        return min(WIDE_MARGIN_MS, STAMP_MS + 2 * abs(sign.seen - sign.heartbeat.at)) if sign else WIDE_MARGIN_MS
 
     def forget(self, endpoint: str) -> None:
         """It is gone."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker.errors import NotFound
 from funcmq.forwarder.people import Caller
-from funcmq.forwarder.prepared import insert
+from funcmq.forwarder.prepared import Prepared, insert, one
 from funcmq.forwarder.tables import listeners, sessions
+
+_LISTENING = Prepared(
+    "created", lambda _: select(listeners.c.group_id, listeners.c.session_id).where(listeners.c.created >= bindparam("created_"))
+)
 
 
 async def add(connection: AsyncConnection, identifier: str, caller: Caller, secret: str, groups: list[str], now: int) -> None:
@@ -53,10 +57,10 @@ async def of_token(connection: AsyncConnection, token: str) -> list[str]:
 
 async def listening(connection: AsyncConnection, groups: list[str], since: int) -> dict[str, list[str]]:
     """Sessions by group that began to listen at or after this time."""
-    query = select(listeners.c.group_id, listeners.c.session_id).where(listeners.c.created >= since, listeners.c.group_id.in_(groups))
     found: dict[str, list[str]] = {}
-    for row in await connection.execute(query):
-        found.setdefault(row.group_id, []).append(row.session_id)
+    for row in await one(connection, _LISTENING, (since,)):
+        if row.group_id in groups:
+            found.setdefault(row.group_id, []).append(row.session_id)
     return found
 
 
