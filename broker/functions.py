@@ -152,7 +152,7 @@ def _modules(by_value: ByValue) -> list[ModuleType]:
 
 
 @functools.lru_cache(maxsize=1)
-def _local_modules(count: int, newest: str) -> tuple[ModuleType, ...]:
+def _local_modules(count: int, newest: str) -> tuple[ModuleType, ...]:  # noqa: ARG001 - they are the key of the cache
     """The local ones of `sys.modules`; both parameters say which state of it: whatever is imported or removed changes one of them."""
     return tuple(module for module in list(sys.modules.values()) if is_local(module))
 
