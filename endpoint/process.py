@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import fcntl
@@ -16,6 +15,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from funcmq.broker import loop
 from funcmq.broker.errors import FuncmqError
 from funcmq.endpoint.config import EndpointConfig
 
@@ -49,8 +49,7 @@ def _spare_memory() -> None:
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end on the fastest loop there is; an error out of a task group comes as itself."""
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(work)
+        return loop.run(work)
     except BaseExceptionGroup as group:
         if found := group.subgroup(FuncmqError):
             raise _first(found) from None
@@ -62,14 +61,6 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _loop_factory() -> Any:
-    with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415 (not everywhere)
-
-        return uvloop.new_event_loop
-    return None
 
 
 def _file(config: EndpointConfig) -> Path:

@@ -7,13 +7,13 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from funcmq.broker import loop
 from funcmq.broker.errors import ConfigurationError
 from funcmq.broker.lifeline import parent_gone
 from funcmq.forwarder.database import parse_url, upgrade
@@ -21,12 +21,6 @@ from funcmq.forwarder.service import serving
 from funcmq.forwarder.settings import ServeSettings, load
 
 log = logging.getLogger("funcmq.serve")
-
-SWITCH_S = 0.0005
-"""How long the event loop may keep the interpreter's lock from the database's thread, which asks for it after every row.
-
-With Python's own 5 ms a busy loop slows the writing of 1,024 tasks from 5 ms to seconds (measured).
-"""
 
 
 @click.command()
@@ -44,9 +38,7 @@ def serve(config: Path | None, **given: str | None) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load(given, file=config)
-    sys.setswitchinterval(SWITCH_S)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
+    loop.run(_serve(settings))
 
 
 @click.group()
@@ -96,11 +88,3 @@ def _show_code(code: str, url: str, file: Path | None) -> None:
     click.echo(
         f"This database is new.  Log in as its administrator `admin` within 10 minutes:\n  funcmq login {url}\n  code: {code}", err=True
     )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415  # optional
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
