@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from funcmq.broker import api, values
+from funcmq.broker import api, functions
 from funcmq.broker.errors import ConfigurationError, FuncmqError, Unreachable
 from funcmq.broker.http import Api
 from funcmq.broker.ids import new_id
@@ -99,7 +99,7 @@ class Fabric:
         ref = None
         try:
             ref = self.functions.ref(function, scope.by_value)
-            slot = values.pack(value, "value of the arguments", self.max_inline)
+            slot = functions.pack(value, "value of the arguments", self.max_inline, by_value=scope.by_value)
         except FuncmqError as broken:
             if isinstance(broken.__cause__, FutureAsArgument):
                 raise broken.__cause__ from None

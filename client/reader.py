@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from funcmq.broker import api
-from funcmq.broker.errors import Busy, FuncmqError, Unreachable
+from funcmq.broker.errors import FuncmqError
 from funcmq.broker.http import Api
 from funcmq.broker.ids import created_at
 from funcmq.client.directory import Directory
@@ -46,7 +46,7 @@ class Reader:
         """The stream stands again: read what may have been missed."""
         try:
             await self.query([future.task_id for future in self._sent])
-        except (Busy, Unreachable) as error:
+        except FuncmqError as error:  # an expired token too: what listens goes on, and its futures may end yet
             log.info("cannot read the store now, the sweep will: %s", error.message)
 
     async def query(self, tasks: Iterable[bytes]) -> None:

@@ -111,7 +111,8 @@ def _refuse(work: Work, task: Task, facts: Facts) -> FuncmqError | None:
     function, options = work.functions[task.function], work.options[task.options]
     if function.id not in facts.functions:
         return NotFound(
-            f"You have registered no function {function.id[:16]} ({function.name}).", hint="Register it with POST /v1/functions."
+            f"You have registered no function {function.id[:16]} ({function.name}).",
+            hint="Register it first: `await client.register(fn)`, or POST /v1/functions.",
         )
     if options.not_after <= facts.now:
         return TaskExpired()
