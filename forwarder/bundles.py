@@ -76,10 +76,10 @@ async def take_in(connection: AsyncConnection, bundle: Bundle, verdicts: list[ap
     work = bundle.work
     expires = max(options.not_after for options in work.options)
     row = (bundle.id, work.endpoint, work.user, work.group, _pack(verdicts), 1, int(State.ACCEPTED), "", expires, now, now, 0, 0)
-    made = (await one(connection, _ADD_BUNDLE, row)).first()
-    if made is None:
+    made = await one(connection, _ADD_BUNDLE, row)
+    if not made:
         return await _known(connection, bundle, now)
-    seq = int(made[0])
+    seq = int(made[0][0])
     out = {verdict.index for verdict in verdicts}
     verdicts = [*verdicts, *await _claim_keys(connection, work, out)]
     out |= {verdict.index for verdict in verdicts}

@@ -32,7 +32,7 @@ PREFETCH = 64
 MOST_MESSAGES = 128
 FEW = 8
 MOST_BYTES = 16 * 1024 * 1024
-LINGER_S = 0.02
+LINGER_S = 0.1
 """How long a lone result waits for company: those who wait for it have it from their stream already, and each commit, ack and `stored`
 serves all that came meanwhile.
 """

@@ -11,9 +11,10 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Dialect, Table, bindparam
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.expression import ClauseElement
+
+from funcmq.forwarder.sqlite import driver as driver_of
 
 Row = tuple[Any, ...]
 Insert = sqlite.Insert | postgresql.Insert
@@ -52,13 +53,26 @@ class Prepared:
 
 async def many(connection: AsyncConnection, statement: Prepared, rows: Sequence[Row]) -> None:
     """Run it for every row."""
-    if rows:
+    if not rows:
+        return
+    if driver := driver_of(connection):
+        driver.executemany(statement.text(connection.dialect), rows)
+    else:
         await connection.exec_driver_sql(statement.text(connection.dialect), list(rows))
 
 
-async def one(connection: AsyncConnection, statement: Prepared, row: Row) -> CursorResult[Any]:
-    """Run it once."""
-    return await connection.exec_driver_sql(statement.text(connection.dialect), row)
+async def one(connection: AsyncConnection, statement: Prepared, row: Row) -> list[Row]:
+    """Run it once; the rows that it returns, if it returns any."""
+    return (await _run(connection, statement.text(connection.dialect), row))[0]
+
+
+async def _run(connection: AsyncConnection, text: str, parameters: Row) -> tuple[list[Row], int]:
+    """Rows and number of rows.  On SQLite straight through the driver: SQLAlchemy's asyncio layer costs more than these statements."""
+    if driver := driver_of(connection):
+        cursor = driver.execute(text, parameters)
+        return cursor.fetchall(), cursor.rowcount
+    result = await connection.exec_driver_sql(text, parameters)
+    return [tuple(row) for row in result] if result.returns_rows else [], result.rowcount
 
 
 async def insert_new(connection: AsyncConnection, table: str, columns: str, rows: Sequence[Row]) -> int:
@@ -72,8 +86,7 @@ async def insert_new(connection: AsyncConnection, table: str, columns: str, rows
         marks = _marks(len(piece), width, dollars=dollars)
         flat = tuple(itertools.chain.from_iterable(piece))
         text = f"INSERT INTO {table} ({columns}) VALUES {marks} ON CONFLICT DO NOTHING"  # noqa: S608  # names from this code only
-        done = await connection.exec_driver_sql(text, flat)
-        inserted += done.rowcount
+        inserted += (await _run(connection, text, flat))[1]
     return inserted
 
 
@@ -85,12 +98,11 @@ def _marks(rows: int, width: int, *, dollars: bool) -> str:
 
 async def select_in(connection: AsyncConnection, head: str, values: Sequence[Any]) -> list[Row]:
     """Rows of `head IN (values)`; asked in pieces, because databases limit the number of parameters."""
-    found: list[Any] = []
+    found: list[Row] = []
     for at in range(0, len(values), _PIECE):
         piece = tuple(values[at : at + _PIECE])
         dollars = connection.dialect.name == "postgresql"
-        answer = await connection.exec_driver_sql(f"{head} IN {_marks(1, len(piece), dollars=dollars)}", piece)
-        found.extend(answer.all())  # rows are tuples
+        found += (await _run(connection, f"{head} IN {_marks(1, len(piece), dollars=dollars)}", piece))[0]
     return found
 
 

@@ -119,8 +119,8 @@ async def _read(connection: AsyncConnection, found: Sequence[ResultBundle]) -> _
 
 async def _add(connection: AsyncConnection, bundle: ResultBundle, now: int) -> int | None:
     """Number of the new row; None for a bundle that was stored before."""
-    made = (await one(connection, _ADD_RESULT, (bundle.id, bundle.body.endpoint, bundle.body.group, now, bundle.data))).first()
-    return None if made is None else int(made[0])
+    made = await one(connection, _ADD_RESULT, (bundle.id, bundle.body.endpoint, bundle.body.group, now, bundle.data))
+    return int(made[0][0]) if made else None
 
 
 async def _forget_failures(connection: AsyncConnection, ids: list[bytes]) -> None:

@@ -58,9 +58,9 @@ async def of_token(connection: AsyncConnection, token: str) -> list[str]:
 async def listening(connection: AsyncConnection, groups: list[str], since: int) -> dict[str, list[str]]:
     """Sessions by group that began to listen at or after this time."""
     found: dict[str, list[str]] = {}
-    for row in await one(connection, _LISTENING, (since,)):
-        if row.group_id in groups:
-            found.setdefault(row.group_id, []).append(row.session_id)
+    for group, session in await one(connection, _LISTENING, (since,)):
+        if group in groups:
+            found.setdefault(group, []).append(session)
     return found
 
 

@@ -12,6 +12,8 @@ import sqlite3
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 T = TypeVar("T")
 
 
@@ -62,6 +64,12 @@ class Connection:
 async def connect(path: str) -> Connection:
     """An open connection, for `create_async_engine(async_creator=…)`."""
     return Connection(path)
+
+
+def driver(connection: AsyncConnection) -> sqlite3.Connection | None:
+    """What lies under a connection of SQLAlchemy's, for statements too short for its layers; None when it is not SQLite."""
+    found = connection.sync_connection.connection.driver_connection if connection.sync_connection is not None else None
+    return found._connection if isinstance(found, Connection) else None
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
