@@ -13,7 +13,7 @@ DIR ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench clean
+.PHONY: help setup demo test chaos lint format types bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ setup: $(STAMP) ## Make .venv with everything, and install RabbitMQ if there is 
 demo: setup ## Real work on real files, on a private fabric: the standard library, or DIR=/your/files
 	@$(VENV)/bin/funcmq dev -- $(PY) examples/metadata.py $(DIR)
 
-test: setup ## All tests (some of them: ARGS="tests/unit -k codec")
+test: setup ## The tests but for `make chaos` (some of them: ARGS="tests/unit -k codec")
 	@$(PY) -m pytest $(ARGS)
+
+chaos: setup ## The tests that kill processes under work
+	@$(PY) -m pytest -m chaos $(ARGS)
 
 lint: setup ## Style, by ruff
 	@$(VENV)/bin/ruff check .

@@ -74,13 +74,21 @@ def _descendants(root: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
             parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    # pool blocks are re-parented to init on purpose: they are found by their command line
-    found, todo = [], [root, *(pid for pid in parents.get(1, []) if _role(pid))]
+    # pool blocks are re-parented on purpose: the daemon marks what it starts by a variable
+    found: list[int] = []
+    todo = [root, *(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_marked(int(entry.name)))]
     while todo:
         pid = todo.pop()
         found.append(pid)
         todo += parents.get(pid, [])
     return sorted(set(found))
+
+
+def _is_marked(pid: int) -> bool:
+    try:
+        return b"FUNCMQ_JOURNAL=" in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def _stat(pid: int) -> list[str]:

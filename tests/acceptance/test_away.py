@@ -19,7 +19,7 @@ from funcmq.dev.stack import Stack
 from tests.acceptance.by_hand import by_hand
 from tests.acceptance.neighbours import act, error_of, noted, ran_once, well_said
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(60)]
 
 TASKS = 60
 

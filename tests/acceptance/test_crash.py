@@ -13,6 +13,8 @@ import pytest
 from funcmq import Client, errors
 from funcmq.dev.stack import Stack
 
+pytestmark = pytest.mark.chaos
+
 TASKS = 2_000
 
 

@@ -16,7 +16,7 @@ from funcmq.broker.link import Broker
 from funcmq.endpoint.journal import open_journal
 from tests.endpoint_rig import Rig, rig
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.asyncio, pytest.mark.timeout(120)]
 
 
 @pytest_asyncio.fixture
