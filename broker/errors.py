@@ -120,7 +120,7 @@ class Busy(FuncmqError):
 class Unreachable(FuncmqError):
     """Nobody answers at this address."""
 
-    http, exit, hint = 503, 3, "Check the URL and the network; `funcmq doctor` tries each step."
+    http, exit, hint = 503, 3, "Check the URL and the network, and that the service runs there."
 
 
 class VersionMismatch(FuncmqError):

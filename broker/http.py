@@ -32,6 +32,8 @@ class Api:
     """
 
     def __init__(self, url: str, token: str = "", *, timeout: float = TIMEOUT_S) -> None:
+        if not (token.isascii() and token.isprintable()):
+            raise NotLoggedIn("This is no token: it contains characters that no token has.")
         self.url = url.rstrip("/")
         self._headers = {"Accept": api.MSGPACK} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_S)

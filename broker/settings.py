@@ -45,7 +45,7 @@ def resolve(
 ) -> Settings:
     """The settings in force.
 
-    :raises ConfigurationError: no fabric is configured, the profile named does not exist, or the file cannot be read.
+    :raises ConfigurationError: no fabric is configured, the URL is none, the profile named does not exist, or the file cannot be read.
     """
     given = {"url": url, "token": token, "key": key, "endpoint": endpoint}
     environment = {name: os.environ.get(f"FUNCMQ_{name.upper()}") for name in given}
@@ -57,6 +57,8 @@ def resolve(
     found = {name: value or stored.get(name) or "" for name, value in named.items()}
     if not found["url"]:
         raise ConfigurationError("No fabric is configured.", hint="Try `funcmq dev`, or `funcmq login URL`.")
+    if not found["url"].startswith(("http://", "https://")):
+        raise ConfigurationError(f"{found['url']!r} is not the URL of a front door.", hint="It begins with https:// or http://.")
     return Settings(found["url"].rstrip("/"), found["token"], Path(found["key"]).expanduser() if found["key"] else None, found["endpoint"])
 
 

@@ -19,6 +19,8 @@ import click
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 USAGE = 2
+DAEMONS = (["serve"], ["endpoint"], ["dev"])
+"""Commands that say 78 of a bad configuration, as daemons do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,13 @@ def status(arguments: Sequence[str] | None = None, command: click.Command = cli)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001  # what is not ours is raised again
-        return _refuse(error)
+        return _refuse(error, (sys.argv[1:] if arguments is None else [*arguments])[:1])
     return answer if isinstance(answer, int) else 0
 
 
-def _refuse(error: Exception) -> int:
+def _refuse(error: Exception, command: list[str]) -> int:
     """Say what a FuncmqError says; anything else is a bug and keeps its traceback."""
-    from funcmq.broker.errors import FuncmqError  # noqa: PLC0415  # not needed for --help
+    from funcmq.broker.errors import ConfigurationError, FuncmqError  # noqa: PLC0415  # not needed for --help
 
     known = next((found for found in _leaves(error) if isinstance(found, FuncmqError)), None)
     if known is None:
@@ -114,6 +116,8 @@ def _refuse(error: Exception) -> int:
     click.echo(f"Error: {known.message}", err=True)
     if known.hint:
         click.echo(known.hint, err=True)
+    if isinstance(known, ConfigurationError) and command not in DAEMONS:
+        return USAGE
     return known.exit
 
 

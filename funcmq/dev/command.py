@@ -91,14 +91,14 @@ class Session:
 
     async def _inside(self, options: Options) -> int:
         async with Stack(options, _note) as stack:
-            with profile(stack):
-                return await _while_alive(self._work(stack), stack)
+            return await _while_alive(self._work(stack), stack)
 
     async def _work(self, stack: Stack) -> int:
-        if self._command:
+        if self._command:  # it has its environment; the profile `dev` is for a person's other programs
             return await self._run_command(stack)
-        _introduce(stack)
-        await asyncio.Event().wait()
+        with profile(stack) as is_profile:
+            _introduce(stack, is_profile=is_profile)
+            await asyncio.Event().wait()
         return 0
 
     async def _run_command(self, stack: Stack) -> int:
@@ -146,8 +146,8 @@ def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def profile(stack: Stack) -> Iterator[None]:
-    """Be the profile `dev` of this user, unless another `funcmq dev` is that already."""
+def profile(stack: Stack) -> Iterator[bool]:
+    """Be the profile `dev` of this user, unless another `funcmq dev` is that already; whether it is."""
     path = settings.dev_file()
     mine = {
         "pid": os.getpid(),
@@ -158,12 +158,12 @@ def profile(stack: Stack) -> Iterator[None]:
     }
     if _taken(path):
         _note(f"another `funcmq dev` of yours is the profile `dev` already ({path})")
-        yield
+        yield False
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_secret(path, json.dumps(mine))
     try:
-        yield
+        yield True
     finally:
         if _pid(path) == os.getpid():
             path.unlink(missing_ok=True)
@@ -189,11 +189,11 @@ def _pid(path: Path) -> int:
         return 0
 
 
-def _introduce(stack: Stack) -> None:
+def _introduce(stack: Stack, *, is_profile: bool) -> None:
     """For a person: what to set elsewhere on stdout, the rest on stderr."""
     _note(f"\nfuncmq is ready at {stack.url} after {stack.started_s:.1f} s; Ctrl-C ends it.  Paste this into a Python of this machine:\n")
     _note(PROGRAM)
-    _note("Programs and commands of yours find it by themselves.  Elsewhere, set:\n")
+    _note("Programs and commands of yours find it by themselves.  Elsewhere, set:\n" if is_profile else "For that, set:\n")
     for name in SHOWN:
         click.echo(f"export {name}={stack.environment[name]}")
 

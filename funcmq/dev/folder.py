@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from funcmq.broker.errors import AlreadyRunning
+from funcmq.broker.errors import AlreadyRunning, InvalidRequest
 from funcmq.dev.ports import LOOPBACK, free_ports
 
 
@@ -36,8 +36,11 @@ class Folder:
     def open(cls, path: Path | None) -> Folder:
         """The folder at path, or a new temporary one; only its owner can look inside."""
         found = cls(path.absolute(), False) if path else cls(Path(tempfile.mkdtemp(prefix="funcmq-dev-")), True)
-        for folder in (found.path, found.home, found.keys, found.run, found.journal, found.logs, found.rabbitmq):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            for folder in (found.path, found.home, found.keys, found.run, found.journal, found.logs, found.rabbitmq):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as broken:
+            raise InvalidRequest(f"The data folder {found.path} cannot be used: {broken}.", hint="Name another one with --data.") from None
         return found
 
     @property
