@@ -312,10 +312,9 @@ class Link:
 
     @contextlib.asynccontextmanager
     async def _administer(self) -> AsyncIterator[AbstractChannel]:
-        if self._publishing is None:
-            raise Unreachable("There is no connection to the broker.")
+        publishing = self._publishing or await self._connected()
         try:
-            channel = await self._publishing.channel()
+            channel = await publishing.channel()
             try:
                 yield channel
             finally:
@@ -324,6 +323,15 @@ class Link:
             raise InvalidRequest(f"The broker refused: {_say(refused)}.", hint="See deploy/rabbitmq.") from None
         except _LOST as lost:
             raise Unreachable(f"The connection to the broker was lost: {_say(lost)}.") from None
+
+    async def _connected(self) -> AbstractConnection:
+        """The publishing connection, waited for: a process that starts listens before its broker answers."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_S):
+                await self.ready()
+        if self._publishing is None:
+            raise Unreachable("There is no connection to the broker.")
+        return self._publishing
 
     async def open_channel(self) -> AbstractChannel:
         """A channel on the consuming connection."""
