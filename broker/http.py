@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from types import TracebackType
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -80,7 +81,7 @@ class Api:
             async with self._session.request(method, f"{self.url}/v1{path}", data=sent, headers=headers, allow_redirects=False) as response:
                 content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as broken:
-            raise Unreachable(f"{self.url} does not answer: {str(broken) or type(broken).__name__}.") from None
+            raise Unreachable(f"{self.url} does not answer: {_reason(broken)}.") from None
         if response.status < 300:
             return content
         raise _error(response.status, response.headers, content, self.url)
@@ -90,6 +91,13 @@ def _proxy(url: str) -> str | None:
     """The proxy that the environment names for this URL (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
     parts = urlsplit(url)
     return None if not parts.hostname or proxy_bypass(parts.hostname) else getproxies().get(parts.scheme)
+
+
+def _reason(broken: Exception) -> str:
+    """What the system says, without aiohttp's address and TLS context around it."""
+    if isinstance(broken, aiohttp.ClientConnectorError) and (number := broken.os_error.errno):
+        return os.strerror(number) if number > 0 else str(broken.os_error.strerror)
+    return (str(broken) or type(broken).__name__).rstrip(".")
 
 
 def _error(status: int, headers: object, content: bytes, url: str) -> FuncmqError:

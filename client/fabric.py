@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from funcmq.broker import api, functions
+from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import ConfigurationError, FuncmqError, Unreachable
 from funcmq.broker.http import Api
 from funcmq.broker.ids import new_id
-from funcmq.broker.link import Delivery
 from funcmq.broker.messages import MAX_INLINE
 from funcmq.broker.settings import Settings, config_dir
 from funcmq.broker.signing import PrivateKey, PublicKey

@@ -12,9 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from funcmq.broker import api
+from funcmq.broker.connection import Broker
+from funcmq.broker.consumer import Consumer, Delivery
 from funcmq.broker.errors import FuncmqError, NotFound
 from funcmq.broker.http import Api
-from funcmq.broker.link import Broker, Consumer, Delivery, Link
+from funcmq.broker.link import Link
 
 log = logging.getLogger("funcmq.client")
 

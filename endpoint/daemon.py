@@ -21,11 +21,12 @@ from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 from funcmq.broker import codec, messages
+from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotFound, StorageFull, Unreachable, VersionMismatch
 from funcmq.broker.http import Api
 from funcmq.broker.ids import sha256
 from funcmq.broker.lifeline import parent_gone
-from funcmq.broker.link import Delivery, Link
+from funcmq.broker.link import Link
 from funcmq.broker.messages import Cancel, Dispatch, Order, Signed, Stored
 from funcmq.broker.signing import PrivateKey
 from funcmq.broker.topology import RESULTS, STATUS, control_queue, tasks_queue

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 
 import funcmq
 from funcmq.broker import api
+from funcmq.broker.connection import Broker
 from funcmq.broker.errors import Busy, Conflict, FuncmqError, Unreachable
 from funcmq.broker.http import Api
-from funcmq.broker.link import Broker
 from funcmq.endpoint.journal import Identity
 from funcmq.endpoint.trust import TrustedKeys
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker import messages, topology
+from funcmq.broker.consumer import Consumer, Delivery
 from funcmq.broker.errors import FuncmqError
-from funcmq.broker.link import Consumer, Delivery, Link
+from funcmq.broker.link import Link
 from funcmq.broker.messages import Receipt, Refused, Running
 from funcmq.broker.signing import PublicKey
 from funcmq.forwarder import results, sessions

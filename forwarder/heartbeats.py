@@ -7,8 +7,9 @@ import logging
 from sqlalchemy import select
 
 from funcmq.broker import codec, messages, topology
+from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import FuncmqError
-from funcmq.broker.link import Delivery, Link
+from funcmq.broker.link import Link
 from funcmq.broker.messages import Heartbeat
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.database import Database

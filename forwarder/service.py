@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from funcmq.broker import topology
+from funcmq.broker.connection import Broker
 from funcmq.broker.errors import Busy, ConfigurationError
-from funcmq.broker.link import Broker, Link
+from funcmq.broker.link import Link
 from funcmq.forwarder import broker_auth, endpoints, routes_endpoints, routes_people, routes_sessions, routes_tasks
 from funcmq.forwarder.broker_auth import BrokerAuth
 from funcmq.forwarder.collector import Collector

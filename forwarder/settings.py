@@ -22,8 +22,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sqlalchemy.engine import URL
 
+from funcmq.broker.connection import Broker
 from funcmq.broker.errors import ConfigurationError
-from funcmq.broker.link import Broker
 from funcmq.forwarder.database import parse_url
 
 NAMES = (

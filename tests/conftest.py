@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from funcmq.broker.link import Broker
+from funcmq.broker.connection import Broker
 from funcmq.dev.rabbitmq import Node
 from funcmq.dev.stack import Options, Stack
 

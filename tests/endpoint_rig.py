@@ -18,9 +18,11 @@ import cloudpickle
 from aiohttp import web
 
 from funcmq.broker import api, codec, messages, topology, values
+from funcmq.broker.connection import Broker
+from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import Conflict, FuncmqError, NotFound
 from funcmq.broker.ids import new_hex, new_id, sha256
-from funcmq.broker.link import Broker, Delivery, Link
+from funcmq.broker.link import Link
 from funcmq.broker.messages import Dispatch, FunctionRecord, FunctionRef, Options, Outcome, Refused, Results, Signed, Task, Work
 from funcmq.broker.signing import BUNDLE, REFUSED, RESULTS, PrivateKey
 from funcmq.endpoint import leftovers

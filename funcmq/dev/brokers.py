@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from funcmq.broker.connection import Broker, check
 from funcmq.broker.errors import ConfigurationError, InvalidRequest
-from funcmq.broker.link import Broker, check
 from funcmq.dev.guard import Job
 from funcmq.dev.rabbitmq import QUESTIONS, Guardian, Node
 
@@ -19,7 +19,9 @@ MANAGEMENT_PORT = 15672
 
 
 class Source(Protocol):
-    """A RabbitMQ for as long as it is started; then `url`, with the password of its internal user, and `management_url` are known."""
+    """A RabbitMQ for as long as it is started; once prepared, `url`, with the password of its internal user, and `management_url` are
+    known.
+    """
 
     @property
     def url(self) -> str: ...
@@ -27,6 +29,7 @@ class Source(Protocol):
     def management_url(self) -> str: ...
     @property
     def auth_port(self) -> int: ...
+    def prepare(self) -> None: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
     async def died(self) -> NoReturn: ...
@@ -56,6 +59,9 @@ class Prepared:
         parts = self._parts
         plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         return Broker((plain,), unquote(parts.username or ""), unquote(parts.password or ""))
+
+    def prepare(self) -> None:
+        """Somebody else has."""
 
     async def start(self) -> None:
         """:raises NotAllowed, Unreachable: the internal user cannot log in."""

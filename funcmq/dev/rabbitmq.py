@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
+from funcmq.broker.connection import Broker
 from funcmq.broker.errors import ConfigurationError, Unreachable
-from funcmq.broker.link import Broker
 from funcmq.dev.guard import Command, Job
 from funcmq.dev.ports import LOOPBACK, free_ports
 from funcmq.dev.process import tail
@@ -199,7 +199,7 @@ class Node:
         self.ports = Ports(amqp, management, distribution, epmd, auth_port or auth)
         self.user = USER
         self.password = ""
-        """Known once started."""
+        """Known once prepared."""
         self._guardian: Guardian | None = None
 
     async def __aenter__(self) -> Node:
@@ -212,7 +212,7 @@ class Node:
     @property
     def folder(self) -> Path:
         """Where all of it is."""
-        assert self._folder is not None, "the node is not started"
+        assert self._folder is not None, "the node is not prepared"
         return self._folder
 
     @property
@@ -256,9 +256,7 @@ class Node:
         :raises ConfigurationError: RabbitMQ is not installed, or does not start; the message has the tail of its log.
         """
         programs = find_programs()
-        if self._folder is None:
-            self._folder = self._remove = Path(tempfile.mkdtemp(prefix="funcmq-rabbitmq-"))
-        self._prepare()
+        self.prepare()
         self._guardian = await Guardian.start(Job(self._commands(programs), str(self._remove or "")))
         try:
             said = await self._first_word()
@@ -292,7 +290,10 @@ class Node:
         except TimeoutError:
             return f"not ready after {START_S:g} s"
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Write its folder; from then on `url` and `broker` are known.  `start` does it too, and doing it twice is harmless."""
+        if self._folder is None:
+            self._folder = self._remove = Path(tempfile.mkdtemp(prefix="funcmq-rabbitmq-"))
         for name in ("log", "mnesia", "conf.d"):
             (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self.password = _keep(self.folder / "password", secrets.token_urlsafe(24))

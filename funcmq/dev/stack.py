@@ -1,7 +1,7 @@
 """A whole private fabric on this machine: RabbitMQ node, `funcmq serve`, one endpoint.
 
-All are processes of their own in one data folder (`funcmq.dev.folder`), with ports of the loopback address.  They start in the order
-broker, front door, daemon, and are taken down the other way round.  When the owner is killed the hard way, the node ends with it by its
+All are processes of their own in one data folder (`funcmq.dev.folder`), with ports of the loopback address.  Broker and front door start
+together, then the daemon; they are taken down the other way round.  When the owner is killed the hard way, the node ends with it by its
 guardian, and ours by `FUNCMQ_EXIT_WITH` (`funcmq.broker.lifeline`).
 """
 
@@ -13,16 +13,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from funcmq.broker import api, lifeline
+from funcmq.broker.connection import Broker, check
 from funcmq.broker.errors import ConfigurationError, FuncmqError, NotAllowed, Unreachable
 from funcmq.broker.http import Api
 from funcmq.broker.ids import new_hex
-from funcmq.broker.link import Broker, check
 from funcmq.dev import account, daemon
 from funcmq.dev.brokers import Source, choose, refused
 from funcmq.dev.folder import Folder
@@ -164,14 +164,18 @@ class Stack:
         remove = folder.path if folder.temporary else None
         source = self._source = choose(self.options.broker, folder.rabbitmq, remove)
         self._exit.push_async_callback(source.stop)
-        self._note("checking the broker" if self.options.broker else "starting RabbitMQ")
-        await source.start()
-        self._note("starting the front door")
-        await self._start_serve()
-        self._token = await account.token(self.url, folder, self._code)
+        self._note("checking the broker and starting the front door" if self.options.broker else "starting RabbitMQ and the front door")
+        source.prepare()
+        await _both(source.start(), self._open_door(folder))
         await self._check_rights()
         self._note("starting the endpoint")
         await self._start_endpoint()
+
+    async def _open_door(self, folder: Folder) -> None:
+        """All that only the front door is needed for; what needs the broker too waits there for its link."""
+        await self._start_serve()
+        self._token = await account.token(self.url, folder, self._code)
+        await self._init_endpoint()
 
     async def _start_serve(self) -> None:
         folder, source = self.folder, self.source
@@ -192,11 +196,13 @@ class Stack:
         self._exit.push_async_callback(self._serve.end, SERVE_GRACE_S)
         await self._until(self._answers, "funcmq serve", self._serve)
 
-    async def _start_endpoint(self) -> None:
+    async def _init_endpoint(self) -> None:
         file = self.folder.endpoint_file(ENDPOINT)
         if not file.exists():
             await self._command("endpoint", "init", ENDPOINT, *self._endpoint_options())
         daemon.adjust(file, self.url, self.options.workers)
+
+    async def _start_endpoint(self) -> None:
         self._exit.push_async_callback(daemon.end, self.folder.journal)
         argv = _funcmq("endpoint", "start", ENDPOINT, "--foreground")
         self._daemon = await Child.start("the endpoint daemon", argv, os.environ | self.environment, self.folder.logs / "endpoint.log")
@@ -274,6 +280,16 @@ class Stack:
         if status:
             raise ConfigurationError(f"`funcmq {' '.join(words)}` ended with {status}.\n{said}", hint="Please report this.")
         return said
+
+
+async def _both(one: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
+    """Run both; the first error ends the other and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one)
+            group.create_task(other)
+    except* FuncmqError as failed:
+        raise failed.exceptions[0] from None
 
 
 def _funcmq(*words: str) -> list[str]:

@@ -9,9 +9,11 @@ import pytest
 
 from funcmq import Client, errors
 from funcmq.broker import api, codec, signing, topology, values
+from funcmq.broker.connection import Broker
+from funcmq.broker.consumer import Delivery
 from funcmq.broker.http import Api
 from funcmq.broker.ids import new_hex
-from funcmq.broker.link import Broker, Delivery, Link
+from funcmq.broker.link import Link
 from funcmq.broker.messages import Outcome, Results, Signed, Unsigned
 from funcmq.dev.stack import Stack
 

@@ -15,9 +15,9 @@ import pytest_asyncio
 from aio_pika.abc import AbstractChannel
 
 from funcmq.broker import api, topology
+from funcmq.broker.connection import Broker, check
 from funcmq.broker.errors import NotAllowed
 from funcmq.broker.ids import group_id, new_hex
-from funcmq.broker.link import Broker, check
 from funcmq.dev.rabbitmq import Node
 from funcmq.forwarder.service import serving
 from tests.integration.test_forwarder import Endpoint, Fabric, call_task, settings_for

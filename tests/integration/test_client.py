@@ -19,8 +19,9 @@ import pytest_asyncio
 
 from funcmq import Client, TaskFuture, errors, function
 from funcmq.broker import codec, topology, values
+from funcmq.broker.connection import Broker
 from funcmq.broker.ids import new_hex
-from funcmq.broker.link import Broker, Link
+from funcmq.broker.link import Link
 from funcmq.broker.messages import Outcome, Results
 from funcmq.broker.signing import RESULTS, PrivateKey
 from funcmq.dev.stack import Stack

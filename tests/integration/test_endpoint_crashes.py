@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from funcmq.broker import messages
-from funcmq.broker.link import Broker
+from funcmq.broker.connection import Broker
 from funcmq.endpoint.journal import open_journal
 from tests.endpoint_rig import Rig, rig
 

@@ -15,6 +15,8 @@ import pytest
 import pytest_asyncio
 
 from funcmq.broker import api, codec, messages, signing, topology
+from funcmq.broker.connection import Broker, check
+from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import (
     AlreadyRunning,
     Busy,
@@ -29,7 +31,7 @@ from funcmq.broker.errors import (
 )
 from funcmq.broker.http import Api
 from funcmq.broker.ids import group_id, new_hex, new_id, sha256
-from funcmq.broker.link import Broker, Delivery, Link, check
+from funcmq.broker.link import Link
 from funcmq.broker.messages import (
     Dispatch,
     FunctionRecord,

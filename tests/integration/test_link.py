@@ -7,9 +7,11 @@ import pytest
 import pytest_asyncio
 
 from funcmq.broker import topology
+from funcmq.broker.connection import Broker, check
+from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import InvalidRequest, NotAllowed, NotFound, Unreachable
 from funcmq.broker.ids import new_hex
-from funcmq.broker.link import Broker, Delivery, Link, check
+from funcmq.broker.link import Link
 from funcmq.broker.topology import Exchange, Queue, Topology
 from tests.proxy import Proxy, proxy
 

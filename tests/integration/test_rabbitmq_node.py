@@ -13,10 +13,11 @@ import aiohttp
 import pytest
 
 from funcmq.broker import topology
+from funcmq.broker.connection import Broker, check
 from funcmq.broker.errors import ConfigurationError, NotAllowed
 from funcmq.broker.ids import new_hex
 from funcmq.broker.lifeline import gone
-from funcmq.broker.link import Broker, Link, check
+from funcmq.broker.link import Link
 from funcmq.dev.brokers import AUTH_PORT, MANAGEMENT_PORT, Prepared
 from funcmq.dev.rabbitmq import PLUGINS, Node, Ports, configuration, find_programs, install_command
 

@@ -1,0 +1,105 @@
+"""A subscription to a queue that is renewed for as long as its link lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aio_pika.abc import AbstractIncomingMessage
+
+from funcmq.broker.connection import CONNECT_S, LOST, Backoff, close, heed_cancel, say, within
+
+if TYPE_CHECKING:
+    from funcmq.broker.link import Link
+
+log = logging.getLogger("funcmq.link")
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A message that waits for `ack` or `reject`.  After a reconnect both do nothing, because the broker delivers it again."""
+
+    kind: str | None
+    body: bytes
+    key: str
+    redelivered: bool
+    timestamp: float
+    _message: AbstractIncomingMessage = field(repr=False)
+
+    async def ack(self) -> None:
+        """It is safe elsewhere now: the broker may forget it."""
+        with contextlib.suppress(*LOST):
+            await self._message.ack()
+
+    async def reject(self, *, requeue: bool = False) -> None:
+        """To the dead letters of its queue, or back to its head."""
+        with contextlib.suppress(*LOST):
+            await self._message.reject(requeue=requeue)
+
+
+Handler = Callable[[Delivery], Awaitable[None]]
+
+
+class Consumer:
+    """A subscription that is renewed for as long as its link lives; `cancel` ends it."""
+
+    def __init__(self, link: Link, queue: str, handler: Handler, prefetch: int) -> None:
+        self.queue = queue
+        self.ready = asyncio.Event()
+        """Set while the broker delivers to this consumer."""
+        self._link, self._handler, self._prefetch = link, handler, prefetch
+        self._task = asyncio.create_task(self._run(), name=f"consume {queue}")
+
+    async def cancel(self) -> None:
+        """Stop; what was delivered and not acked goes back to the queue."""
+        self._link.drop(self)
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        backoff = Backoff()
+        while True:
+            await self._link.ready()
+            try:
+                async with within(None):
+                    await self._subscribe()
+                backoff.reset()
+            except LOST as lost:
+                log.log(logging.WARNING if self._link.up else logging.DEBUG, "cannot consume %s: %s", self.queue, say(lost))
+            except Exception:  # a consumer that ended silently would leave its queue to nobody
+                log.exception("cannot consume %s", self.queue, extra={"action": "consume_failed"})
+            finally:
+                self.ready.clear()
+            heed_cancel()
+            await backoff.wait()
+
+    async def _subscribe(self) -> None:
+        ended = asyncio.Event()
+        channel = await self._link.open_channel()
+        try:
+            channel.close_callbacks.add(lambda *_: ended.set())
+            underlay = await channel.get_underlay_channel()
+            underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
+            await channel.set_qos(self._prefetch, timeout=CONNECT_S)
+            queue = await channel.get_queue(self.queue, ensure=False)
+            await queue.consume(self._deliver, timeout=CONNECT_S)
+            heed_cancel()
+            self.ready.set()
+            await ended.wait()
+        finally:
+            await close(channel)
+
+    async def _deliver(self, message: AbstractIncomingMessage) -> None:
+        stamp = message.timestamp.timestamp() if message.timestamp else 0.0
+        delivery = Delivery(message.type, message.body, message.routing_key or "", bool(message.redelivered), stamp, message)
+        try:
+            await self._handler(delivery)
+        except Exception:
+            log.exception("a message from %s could not be handled; it is tried again", self.queue, extra={"action": "handler_failed"})
+            await asyncio.sleep(1)  # whatever broke the handler should not be met a thousand times a second
+            await delivery.reject(requeue=True)
