@@ -27,7 +27,7 @@ CONNECT_S = 10.0
 CLOSE_S = 5.0
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 15.0
-GROWTH = 1.6
+GROWTH = 1.3
 
 LOST = (*aio_pika.exceptions.CONNECTION_EXCEPTIONS, asyncio.TimeoutError)
 """What aio-pika raises when a connection or channel goes away under a call.  Among them: RuntimeError is its 'closed' in some places, and

@@ -12,6 +12,7 @@ import ast
 import asyncio
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -68,10 +69,12 @@ def nap(seconds: float) -> None:
 
 
 def files_in(folder: Path, leave_out: set[str]) -> Iterator[Path]:
-    """All regular files below a folder, in a stable order."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and not leave_out & set(path.relative_to(folder).parts):
-            yield path
+    """All regular files below a folder, in a stable order; folders with these names are left out."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - leave_out)
+        for path in (Path(root, name) for name in sorted(names)):
+            if path.is_file() and not path.is_symlink():
+                yield path
 
 
 async def extract(fx: Client, paths: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str], float]:

@@ -33,7 +33,7 @@ LARGEST = 2**53
 
 @routes("POST /endpoints", who=Who.ANYBODY, request=api.EndpointRequest, answer=api.EndpointAnswer, status=201)
 async def register(door: Door, call: Call[api.EndpointRequest]) -> api.EndpointAnswer:
-    """A new endpoint with its own token; its queues stand before anybody can know its id."""
+    """A new endpoint with its own token.  Its queues stand before anybody can know its id, or else before its first lease."""
     body, key, identifier, now = call.body, PublicKey.parse(call.body.key), new_hex(), now_ms()
     check_name(body.name)
     if is_id(body.name):
@@ -51,11 +51,13 @@ async def register(door: Door, call: Call[api.EndpointRequest]) -> api.EndpointA
             id=identifier, name=body.name, token=token.token, owner=owner, owner_name=token.user_name, owner_keys=owner_keys
         )
 
-    await door.link.declare(queues)
+    if door.link.up:
+        await door.link.declare(queues)
     try:
         answer = await door.database.write(write)
     except FuncmqError:
-        await door.link.delete(queues)
+        if door.link.up:
+            await door.link.delete(queues)
         raise
     door.watch(identifier, key)
     return answer
@@ -113,6 +115,8 @@ async def lease(door: Door, call: Call[api.LeaseRequest]) -> api.Lease:
     """A daemon starts or comes back; earlier epochs are cut off before this answers."""
     endpoint, body, password, now = _itself(call), call.body, new_password(), now_ms()
     _check_lease(body)
+    if body.epoch is None:  # whatever has become of the broker's data meanwhile
+        await door.link.declare(topology.endpoint(endpoint))
 
     async def write(connection: AsyncConnection) -> tuple[endpoints.Granted | None, list[str]]:
         granted = await endpoints.hold(connection, endpoint, body, digest(password), now)

@@ -1,8 +1,8 @@
 """A whole private fabric on this machine: RabbitMQ node, `funcmq serve`, one endpoint.
 
-All are processes of their own in one data folder (`funcmq.dev.folder`), with ports of the loopback address.  Broker and front door start
-together, then the daemon; they are taken down the other way round.  When the owner is killed the hard way, the node ends with it by its
-guardian, and ours by `FUNCMQ_EXIT_WITH` (`funcmq.broker.lifeline`).
+All are processes of their own in one data folder (`funcmq.dev.folder`), with ports of the loopback address.  They start side by side,
+because RabbitMQ takes the longest, and are taken down one by one: daemon, front door, broker.  When the owner is killed the hard way, the
+node ends with it by its guardian, and ours by `FUNCMQ_EXIT_WITH` (`funcmq.broker.lifeline`).
 """
 
 from __future__ import annotations
@@ -164,18 +164,23 @@ class Stack:
         remove = folder.path if folder.temporary else None
         source = self._source = choose(self.options.broker, folder.rabbitmq, remove)
         self._exit.push_async_callback(source.stop)
-        self._note("checking the broker and starting the front door" if self.options.broker else "starting RabbitMQ and the front door")
+        self._note(
+            "starting RabbitMQ, the front door and an endpoint" if not self.options.broker else "starting the front door and an endpoint"
+        )
         source.prepare()
-        await _both(source.start(), self._open_door(folder))
+        await _both(source.start(), self._start_ours(folder))
+        assert self._daemon is not None, "after _start_ours"
         await self._check_rights()
-        self._note("starting the endpoint")
-        await self._start_endpoint()
+        await self._until(self._online, "the endpoint", self._daemon)
+        self._watch = asyncio.create_task(self._report(self._daemon), name="watch the daemon")
+        self._exit.callback(self._watch.cancel)
 
-    async def _open_door(self, folder: Folder) -> None:
-        """All that only the front door is needed for; what needs the broker too waits there for its link."""
+    async def _start_ours(self, folder: Folder) -> None:
+        """Front door and daemon start while the broker does: each waits for it by itself."""
         await self._start_serve()
         self._token = await account.token(self.url, folder, self._code)
         await self._init_endpoint()
+        await self._start_endpoint()
 
     async def _start_serve(self) -> None:
         folder, source = self.folder, self.source
@@ -207,9 +212,6 @@ class Stack:
         argv = _funcmq("endpoint", "start", ENDPOINT, "--foreground")
         self._daemon = await Child.start("the endpoint daemon", argv, os.environ | self.environment, self.folder.logs / "endpoint.log")
         self._exit.push_async_callback(self._daemon.end, daemon.GRACE_S)
-        await self._until(self._online, "the endpoint", self._daemon)
-        self._watch = asyncio.create_task(self._report(self._daemon), name="watch the daemon")
-        self._exit.callback(self._watch.cancel)
 
     def _endpoint_options(self) -> tuple[str, ...]:
         workers = self.options.workers or max(2, os.cpu_count() or 2)
