@@ -24,11 +24,14 @@ setup: $(STAMP) ## Make .venv with everything, and install RabbitMQ if there is 
 demo: setup ## Real work on real files, on a private fabric: the standard library, or DIR=/your/files
 	@$(VENV)/bin/funcmq dev -- $(PY) examples/metadata.py $(DIR)
 
+# two at a time: most tests wait for something; those that share a fabric or a broker stay together (tests/conftest.py)
+SPREAD := -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup ## The tests but for `make chaos` (some of them: ARGS="tests/unit -k codec")
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(SPREAD) $(ARGS)
 
 chaos: setup ## The tests that kill processes under work
-	@$(PY) -m pytest -m chaos $(ARGS)
+	@$(PY) -m pytest $(SPREAD) -m chaos $(ARGS)
 
 lint: setup ## Style, by ruff
 	@$(VENV)/bin/ruff check .

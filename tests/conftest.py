@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from funcmq.broker.connection import Broker
@@ -12,6 +13,19 @@ from funcmq.dev.stack import Options, Stack
 
 WORKERS = 2
 """Of an endpoint, where a test does not need more."""
+
+
+SHARED = ("wide", "stack", "rabbitmq")
+"""Fixtures that take seconds to start: tests that use one of them run in one process, so that it starts once."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests stay together when they run two at a time."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = next((name for name in SHARED if name in fixtures), item.nodeid.partition("::")[0])
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from funcmq.broker import rights, topology
-from funcmq.broker.ids import new_hex
 
-A, B, S = new_hex(), new_hex(), new_hex()
+A, B, S = (f"01a20490d9497c3cab28e7549b16d8{end}" for end in ("48", "49", "50"))
 ENDPOINT, SESSION = rights.Endpoint(A, 3), rights.Session(S)
 
 QUEUES = [
