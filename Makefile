@@ -13,7 +13,7 @@ DIR ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format types bench clean
+.PHONY: help setup demo test chaos long lint format types bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: setup ## The tests but for `make chaos` (some of them: ARGS="tests/unit -k
 
 chaos: setup ## The tests that kill processes under work
 	@$(PY) -m pytest $(SPREAD) -m chaos $(ARGS)
+
+long: setup ## The same laws over more tasks and more kills (many minutes)
+	@$(PY) -m pytest $(SPREAD) -m long $(ARGS)
 
 lint: setup ## Style, by ruff
 	@$(VENV)/bin/ruff check .

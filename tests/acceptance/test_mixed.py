@@ -1,4 +1,4 @@
-"""Ten thousand mixed tasks through every way in: each ends right, once, and nobody's neighbour suffers."""
+"""Mixed tasks, ten thousand in the long form, through every way in: each ends right, once, and nobody's neighbour suffers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from funcmq import Client, Executor, TaskFuture, errors
 from funcmq.dev.stack import Stack
 
 SEED = 20_26
-TASKS = 4_000
+TASKS = pytest.mark.parametrize("count", [1_000, pytest.param(4_000, marks=pytest.mark.long)])
 """Through Client and through Executor each; map has half of it: 10,000 together."""
 
 
@@ -47,41 +47,44 @@ def check(number: int, future: TaskFuture[int], cancelled: bool) -> str:
     return "succeeded"
 
 
+@TASKS
 @pytest.mark.timeout(150)
 @pytest.mark.asyncio
-async def test_mixed_tasks_through_the_client(wide: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mixed_tasks_through_the_client(wide: Stack, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Every future of an async Client ends right, and cancelled ones mostly end as cancelled."""
     wide.use(monkeypatch)
     async with Client() as fx:
-        futures = [fx.submit(work, *call) for call in plan(TASKS)]
+        futures = [fx.submit(work, *call) for call in plan(count)]
         for future in futures[::50]:
             future.cancel()
         async with asyncio.timeout(120):
             await fx.gather(futures, errors="return")
     ends = [check(number, future, number % 50 == 0) for number, future in enumerate(futures)]
-    assert ends.count("failed") == TASKS // 20
-    assert ends.count("cancelled") >= TASKS // 50 * 0.8
+    assert ends.count("failed") == count // 20
+    assert ends.count("cancelled") >= count // 50 * 0.8
 
 
+@TASKS
 @pytest.mark.timeout(150)
-def test_mixed_tasks_through_the_executor(wide: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_tasks_through_the_executor(wide: Stack, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """The same through a concurrent.futures.Executor, consumed with the standard library's own as_completed."""
     wide.use(monkeypatch)
     with Executor() as executor:
-        futures = [executor.submit(work, *call) for call in plan(TASKS)]
+        futures = [executor.submit(work, *call) for call in plan(count)]
         for future in futures[::50]:
             future.cancel()
-        assert len(list(as_completed(futures, timeout=120))) == TASKS
+        assert len(list(as_completed(futures, timeout=120))) == count
     ends = [check(number, future, number % 50 == 0) for number, future in enumerate(futures)]
-    assert ends.count("failed") == TASKS // 20
+    assert ends.count("failed") == count // 20
 
 
+@TASKS
 @pytest.mark.timeout(150)
 @pytest.mark.asyncio
-async def test_mixed_calls_through_map(wide: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mixed_calls_through_map(wide: Stack, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """map gives every outcome in its place, failures included."""
     wide.use(monkeypatch)
-    calls = plan(TASKS // 2)
+    calls = plan(count // 2)
     numbers, seconds = zip(*calls, strict=True)
     async with Client() as fx, asyncio.timeout(120):
         outcomes = [outcome async for outcome in fx.map(work, numbers, seconds, errors="return")]
