@@ -60,7 +60,13 @@ def _explain(kind: Any, data: bytes, what: str, broken: Exception) -> FuncmqErro
 
 
 def _unknown_version(what: str, found: int, known: int) -> VersionMismatch:
-    return VersionMismatch(f"This {what} has version {found}; this release of funcmq knows version {known}.")
+    behind = "that reads it" if found > known else "that sent it"
+    return VersionMismatch(
+        f"This {what} has version {found}; this release of funcmq knows version {known}.",
+        hint=f"On the side {behind}: pip install --upgrade funcmq",
+        found=found,
+        known=known,
+    )
 
 
 def pack_plain(value: object) -> bytes:

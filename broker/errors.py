@@ -26,7 +26,9 @@ FuncmqError
     ├── WalltimeExceeded    it ran longer than its walltime
     └── WorkerDied          its own process died under it
 
-The docstring of a class is the default message; `hint` is what to do next.  `code` is the same word in Python, in HTTP answers and in logs.
+The docstring of a class is the default message; `hint` is what to do next; `http` is the status of an answer that carries it, `exit` that
+of a command that ends by it.  `code` is the same word in Python, in HTTP answers and in logs.  The end of a task is no failure of the
+request that asks for it: `http` is 200 there, and the error stands inside the answer.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ class Unreachable(FuncmqError):
 class VersionMismatch(FuncmqError):
     """The two sides speak different versions."""
 
-    http, exit, hint = 426, 6, "Install the same release of funcmq on both sides."
+    http, exit, hint = 426, 6, "Install the same release on both sides: pip install --upgrade funcmq"
 
 
 class EnvironmentMismatch(FuncmqError):
@@ -162,7 +164,7 @@ class ConfigurationError(FuncmqError):
 class TaskError(FuncmqError):
     """A task ended without a result."""
 
-    http, exit, hint = 200, 1, ""
+    http, exit, hint = 200, 1, "`funcmq task show ID` tells what is known of it."
 
     @property
     def task(self) -> str:
@@ -183,6 +185,8 @@ class TaskError(FuncmqError):
 class TaskFailed(TaskError):
     """The function raised an exception."""
 
+    hint = "The traceback on the worker says where; mend the function, or submit it with retry=N if the next try may succeed."
+
     @property
     def type_name(self) -> str:
         """Qualified name of the exception's type on the worker."""
@@ -202,6 +206,8 @@ class ImportFailed(TaskFailed):
 
 class TaskCancelled(TaskError, concurrent.futures.CancelledError):
     """The task was cancelled."""
+
+    hint = "Submit it again if its result is still wanted."
 
 
 class TaskExpired(TaskError):
@@ -231,7 +237,7 @@ class WalltimeExceeded(TaskError):
 class WorkerDied(TaskError):
     """The process that ran this task died under it."""
 
-    hint = "Memory, a crash in a C library and os._exit are the usual causes; the tail of its stderr is above."
+    hint = "Too little memory, a crash in a C library and os._exit are the usual causes; `funcmq task logs ID` shows what it wrote."
 
 
 def _walk(cls: type[FuncmqError]) -> list[type[FuncmqError]]:
@@ -247,4 +253,4 @@ def rebuild(code: str, message: str = "", hint: str = "", details: dict[str, Any
     known = {key: value for key, value in (details or {}).items() if key not in ("message", "hint")}
     if cls := TABLE.get(code):
         return cls(message, hint=hint, **known)
-    return FuncmqError(f"{code}: {message}", hint=hint or "The other side is newer than this one.", **known)
+    return FuncmqError(f"{code}: {message}", hint=hint or "The other side is newer than this one: pip install --upgrade funcmq", **known)

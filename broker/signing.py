@@ -26,6 +26,8 @@ RESULTS = b"funcmq/results/1"
 REFUSED = b"funcmq/refused/1"
 RULE = b"funcmq/rule/1"
 
+_FORGED = "Sign the exact bytes again with that key; if you did, somebody changed them on the way."
+
 
 def _statement(domain: bytes, body: bytes) -> bytes:
     return len(domain).to_bytes(4, "big") + domain + hashlib.sha256(body).digest()
@@ -70,11 +72,11 @@ class PublicKey:
         """
         auth = signed.auth
         if not isinstance(auth, Signature) or auth.key != self.id:
-            raise NotAllowed(f"This is not signed by the key {self.fingerprint}.")
+            raise NotAllowed(f"This is not signed by the key {self.fingerprint}.", hint=_FORGED)
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(auth.sig, _statement(domain, signed.body))
         except InvalidSignature:
-            raise NotAllowed(f"The signature does not fit the key {self.fingerprint}.") from None
+            raise NotAllowed(f"The signature does not fit the key {self.fingerprint}.", hint=_FORGED) from None
 
 
 class PrivateKey:

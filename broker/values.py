@@ -50,4 +50,7 @@ def unpack(slot: Slot) -> Any:
     try:
         return pickle.loads(slot.data)  # noqa: S301 - the caller has checked the signature
     except Exception as broken:  # unpickling runs the value's own code
-        raise NotSerializable(f"A pickled value cannot be restored here: {type(broken).__name__}: {broken}.") from broken
+        raise NotSerializable(
+            f"A pickled value cannot be restored here: {type(broken).__name__}: {broken}.",
+            hint="Install here the modules, in the versions, that the value was made with.",
+        ) from broken

@@ -78,9 +78,15 @@ class Inbox:
             return
         key = self._key_of(results.endpoint)
         if key is None:
-            raise NotAllowed(f"Results came from the endpoint {results.endpoint}, whose key is not known here.")
+            raise NotAllowed(
+                f"Results came from the endpoint {results.endpoint}, whose key is not known here.",
+                hint="Submit to it by name once; see known_endpoints.",
+            )
         if results.key != key.id:
-            raise NotAllowed(f"Results of the endpoint {results.endpoint} name another key than the pinned {key.fingerprint}.")
+            raise NotAllowed(
+                f"Results of the endpoint {results.endpoint} name another key than the pinned {key.fingerprint}.",
+                hint="Somebody may be answering in its place; ask its owner, then see known_endpoints.",
+            )
         key.verify(RESULTS, signed)
         for outcome in wanted:
             future = self.futures[outcome.id]

@@ -37,6 +37,8 @@ async def full_id(front: Api, given: str) -> str:
     """
     if is_id(given):
         return given
+    if not given.strip():
+        raise InvalidRequest("No task is named: the id is empty.", hint="Give an id, or the end of one: see `funcmq task list`.")
     views = await front.list(f"/tasks?limit={LATEST}", api.TaskView)
     found = [view.id for view in views if view.id.endswith(given.lower())]
     if len(found) != 1:

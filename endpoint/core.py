@@ -238,7 +238,9 @@ class Core:
         return EnvironmentMismatch(f"No pool of this endpoint has {task.options.resources}.", hint=f"Its pools: {known}.")
 
     def _only_trusted(self, tasks: list[Task], trusted: Callable[[Work], bool], now: int) -> list[Task]:
-        error = NotAllowed("The key that signed this task is no longer trusted by the endpoint.")
+        error = NotAllowed(
+            "The key that signed this task is no longer trusted by the endpoint.", hint="On its host: `funcmq endpoint trust NAME KEY`."
+        )
         for task in tasks:
             if not trusted(task.bundle.work):
                 self._end(task, "failed", _failure(error), now)

@@ -102,7 +102,9 @@ def verify(signed: Signed, trusted: TrustedKeys, endpoint: str, now: int) -> Wor
     """
     auth = signed.auth
     if not isinstance(auth, Signature):
-        raise NotAllowed("This endpoint takes work that is signed by a user's key only.")
+        raise NotAllowed(
+            "This endpoint takes work that is signed by a user's key only.", hint="Make a key with `funcmq login URL` and sign with it."
+        )
     work = codec.decode(Work, signed.body, "bundle")
     key = trusted.find(auth.key, work.user)
     if key is None:
@@ -111,16 +113,16 @@ def verify(signed: Signed, trusted: TrustedKeys, endpoint: str, now: int) -> Wor
         )
     key.verify(BUNDLE, signed)
     if work.key != auth.key:
-        raise NotAllowed("The bundle names another key than the one that signed it.")
+        raise NotAllowed("The bundle names another key than the one that signed it.", hint="Name the id of the key that signs.")
     _check(work, endpoint, now)
     return work
 
 
 def _check(work: Work, endpoint: str, now: int) -> None:
     if work.endpoint != endpoint:
-        raise NotAllowed("The bundle is meant for another endpoint.")
+        raise NotAllowed("The bundle is meant for another endpoint.", hint="Sign it for the endpoint that is to run it.")
     if work.run_as:
-        raise NotAllowed("This release runs tasks as the daemon's own user only.")
+        raise NotAllowed("This release runs tasks as the daemon's own user only.", hint="Leave `run_as` empty.")
     if work.signed_at > now + SKEW_MS:
         raise InvalidRequest(
             f"The bundle was signed {(work.signed_at - now) // 1000} s in the future.", hint="Set the clocks of client and endpoint right."

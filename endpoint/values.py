@@ -64,7 +64,10 @@ def bring_back(shared: Path, done: Done) -> Done:
     try:
         data = path.read_bytes()
     except OSError as missing:
-        error = NotSerializable(f"Its result could not be read back from {path}: {missing.strerror}.")
+        error = NotSerializable(
+            f"Its result could not be read back from {path}: {missing.strerror}.",
+            hint="Is the endpoint's shared run_dir mounted, and not full?",
+        )
         failure = Failure(code=error.code, message=error.message, hint=error.hint)
         return Done(done.id, "failed", None, failure, done.started, done.ended, done.run_s, done.stdout, done.stderr)
     remove([path])

@@ -13,6 +13,7 @@ from funcmq.broker.errors import EnvironmentMismatch, FuncmqError, InvalidReques
 from funcmq.broker.ids import sha256
 from funcmq.broker.messages import MAX_BUNDLE, MAX_INLINE, Inline, Signature, Signed, Task, Work
 from funcmq.broker.signing import BUNDLE, PublicKey
+from funcmq.broker.skew import span
 
 SKEW_MS = 300_000
 """How far a client's clock may be ahead of ours."""
@@ -58,7 +59,10 @@ def read(data: bytes) -> Bundle:
     signed = codec.decode(Signed, data, "bundle")
     work = codec.decode(Work, signed.body, "bundle body")
     if len(work.tasks) > 1 and len(data) > MAX_BUNDLE:
-        raise PayloadTooLarge(f"A bundle of {len(work.tasks)} tasks has {len(data):,} bytes; the limit is {MAX_BUNDLE:,}.")
+        raise PayloadTooLarge(
+            f"A bundle of {len(work.tasks)} tasks has {len(data):,} bytes; the limit is {MAX_BUNDLE:,}.",
+            hint="Put fewer tasks into one bundle.",
+        )
     if work.run_as or work.endpoints:
         raise InvalidRequest("`run_as` and `endpoints` are reserved; this release cannot honour them.")
     return Bundle(sha256(signed.body), data, signed, work)
@@ -80,7 +84,10 @@ def judge(bundle: Bundle, facts: Facts) -> list[api.Verdict]:
     """
     _believe(bundle, facts)
     if bundle.work.signed_at > facts.now + SKEW_MS:
-        raise InvalidRequest("This bundle was signed in the future.", hint="Set this computer's clock.")
+        early = span((bundle.work.signed_at - facts.now) / 1000)
+        raise InvalidRequest(
+            f"This bundle was signed {early} in the future by the front door's clock.", hint="Set the clock of the computer that signed it."
+        )
     judged = ((index, _refuse(bundle.work, task, facts)) for index, task in enumerate(bundle.work.tasks))
     return [refused(index, error) for index, error in judged if error is not None]
 
@@ -115,7 +122,11 @@ def _refuse(work: Work, task: Task, facts: Facts) -> FuncmqError | None:
             hint="Register it first: `await client.register(fn)`, or POST /v1/functions.",
         )
     if options.not_after <= facts.now:
-        return TaskExpired()
+        late = span((facts.now - options.not_after) / 1000)
+        return TaskExpired(
+            f"The task was to start until {late} ago, by the front door's clock.",
+            hint="Submit it again with a longer `expires`; if it was made just now, the clock of the computer that signed it is behind.",
+        )
     if not isinstance(task.args, Inline):
         return EnvironmentMismatch("This release takes arguments inside the bundle only.", hint="Install a newer funcmq at the front door.")
     if len(task.args.data) > MAX_INLINE:

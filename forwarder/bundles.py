@@ -67,7 +67,7 @@ async def check_group(connection: AsyncConnection, group: str, user: str, *, kno
     """
     owner = (await connection.execute(select(groups.c.owner).where(groups.c.id == group))).scalar()
     if owner != user and (owner is not None or known):
-        raise NotFound(f"There is no group {group}.")
+        raise NotFound(f"There is no group {group[:64]}.", hint="`funcmq task list` shows your tasks with their groups.")
     return owner is not None
 
 
@@ -117,7 +117,9 @@ def _same(work: Work, index: int, before: Work, at: int) -> api.Verdict:
     task = work.tasks[index].id.hex()
     if same_work(work, index, before, at):
         return api.Verdict(index=index, verdict="same", id=task, group=before.group)
-    return refused(index, Conflict(f"The task id {task} is taken by another task."))
+    return refused(
+        index, Conflict(f"The task id {task} is taken by another task.", hint="Submit it under a new id; the other task is unchanged.")
+    )
 
 
 async def _claim_keys(connection: AsyncConnection, work: Work, out: set[int]) -> list[api.Verdict]:

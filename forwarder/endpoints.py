@@ -63,7 +63,7 @@ async def find_own(connection: AsyncConnection, user: str, name: str) -> Row[Any
     """
     row = await find(connection, user, name)
     if row.owner != user:
-        raise NotAllowed(f"Only {row.owner_name} may do this with the endpoint {row.name}.")
+        raise NotAllowed(f"Only {row.owner_name} may do this with the endpoint {row.name}.", hint=f"Ask {row.owner_name}.")
     return row
 
 
@@ -146,7 +146,9 @@ async def give_back(connection: AsyncConnection, endpoint: str, epoch: int | Non
     """
     row = (await connection.execute(select(endpoints.c.epoch, endpoints.c.held).where(endpoints.c.id == endpoint))).one()
     if epoch is not None and epoch != row.epoch:
-        raise Conflict(f"Epoch {epoch} of this endpoint is over; the newest is {row.epoch}.", epoch=row.epoch)
+        raise Conflict(
+            f"Epoch {epoch} of this endpoint is over; the newest is {row.epoch}.", hint="Another daemon took over.", epoch=row.epoch
+        )
     await connection.execute(update(endpoints).where(endpoints.c.id == endpoint).values(held=False, secret="", since=now))
     return int(row.epoch)
 

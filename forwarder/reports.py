@@ -73,7 +73,9 @@ def read_refusal(source: Source, data: bytes) -> Refused:
 
 def _check(source: Source, endpoint: str, key: str) -> None:
     if endpoint != source.endpoint or key != source.key.id:
-        raise NotAllowed("It names another endpoint than the one that signed it.")
+        raise NotAllowed(
+            "It names another endpoint than the one that signed it.", hint="Somebody may be forging reports; see the endpoint's log."
+        )
 
 
 @dataclass(frozen=True, slots=True)

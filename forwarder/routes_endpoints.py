@@ -27,6 +27,7 @@ log = logging.getLogger("funcmq.endpoints")
 
 routes = Routes()
 
+_OWN = "The token in an endpoint's folder is for that endpoint only; use your own, or ask for the id that `funcmq endpoint status` shows."
 LARGEST = 2**53
 """Numbers from endpoints end here: databases and JSON readers take no larger ones."""
 
@@ -37,7 +38,7 @@ async def register(door: Door, call: Call[api.EndpointRequest]) -> api.EndpointA
     body, key, identifier, now = call.body, PublicKey.parse(call.body.key), new_hex(), now_ms()
     check_name(body.name)
     if is_id(body.name):
-        raise InvalidRequest("An endpoint's name must not look like an id.")
+        raise InvalidRequest("An endpoint's name must not look like an id.", hint="Take a name that people can say.")
     if call.known is None and body.enrolment is None:
         raise NotLoggedIn("This needs a token or an enrolment code.")
     queues = topology.endpoint(identifier)
@@ -76,7 +77,7 @@ async def show(door: Door, call: Call[None]) -> api.EndpointView:
     """One endpoint by id or name; an endpoint's own token sees that endpoint only."""
     name = call.path["id"]
     if call.caller.endpoint and name != call.caller.endpoint:
-        raise NotFound(f"There is no endpoint {name!r}.")
+        raise NotFound(f"This token is not for the endpoint {name!r}.", hint=_OWN)
     async with door.database.read() as connection:
         row = await endpoints.find(connection, call.caller.user, name)
         return await _view(door, connection, row, call.caller.user)
@@ -153,7 +154,7 @@ def whole_number(name: str, text: str) -> int:
 
 def _itself(call: Call[Any]) -> str:
     if call.path["id"] != call.caller.endpoint:
-        raise NotFound("An endpoint's token is for that endpoint only.")
+        raise NotFound(f"This token is not for the endpoint {call.path['id'][:64]!r}.", hint=_OWN)
     return call.caller.endpoint
 
 

@@ -223,7 +223,12 @@ def _died(ledger: Ledger, how: str, output: tuple[str, str]) -> Done:
     message = f"The process of {member.name} died under it: {how}."
     if how == "signal SIGKILL":
         message += "  Often that is the kernel, out of memory."
-    return _close(ledger, "died", Failure("WorkerDied", message + (f"\nIts stderr ended with:\n{said}" if said else "")), output)
+    return _close(
+        ledger,
+        "died",
+        Failure("WorkerDied", message + (f"\nIts stderr ended with:\n{said}" if said else "  It wrote nothing to stderr.")),
+        output,
+    )
 
 
 def _close(ledger: Ledger, state: End | Literal["died"], failure: Failure, output: tuple[str, str]) -> Done:

@@ -24,7 +24,8 @@ def describe(raised: BaseException, code: str = "TaskFailed", traces: bool = Tru
     """What a task raised.  Runs the exception's own __str__."""
     if isinstance(raised, ModuleNotFoundError):
         return missing_module(raised, "it ran")
-    return Failure(code, _text(raised), type_name(type(raised)), _traceback(raised) if traces else "", _args(raised))
+    hint = "The function called sys.exit: return a value or raise an exception instead." if isinstance(raised, SystemExit) else ""
+    return Failure(code, _text(raised), type_name(type(raised)), _traceback(raised) if traces else "", _args(raised), hint)
 
 
 def missing_module(raised: ModuleNotFoundError, when: str) -> Failure:
