@@ -10,20 +10,12 @@ them again.
 from __future__ import annotations
 
 import functools
-import inspect
 import io
-import logging
-import re
-import site
 import sys
-import sysconfig
-import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Literal
 
 import cloudpickle
@@ -32,10 +24,11 @@ from funcmq.broker import codec, values
 from funcmq.broker.errors import InvalidRequest, NotSerializable
 from funcmq.broker.ids import sha256
 from funcmq.broker.messages import MAX_INLINE, FunctionRecord, FunctionRef, Inline
+from funcmq.broker.modules import ByValue, chosen, registered
+from funcmq.broker.references import variables
+from funcmq.broker.source import NoProgram, program, shown
 
-ByValue = Literal["auto"] | bool | Sequence[ModuleType]
-MAX_SOURCE = 64 * 1024
-"""Bytes of source that a record carries at most."""
+Strategy = Literal["auto", "pickle", "source"]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PATHS = ("__file__", "__path__", "__cached__", "__spec__", "__loader__", "__builtins__")
 """Names of a module that say where it lies on this machine."""
@@ -46,13 +39,15 @@ _registry = threading.RLock()
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """A function ready to be sent: `record` are the exact bytes whose SHA-256 is `id`, `places` file and first line of each code object, in
-    their order in the record.
+    their order in the record.  `needs` is the minor version of Python that it wants ('' any), `why` the reason, beginning with 'it'.
     """
 
     id: str
     record: bytes
     name: str
     places: list[tuple[str, int]]
+    needs: str = ""
+    why: str = ""
 
     @property
     def ref(self) -> FunctionRef:
@@ -60,22 +55,47 @@ class Recorded:
         return FunctionRef(self.id, self.name, self.places)
 
 
-def make_record(function: Callable[..., Any], *, by_value: ByValue = "auto") -> Recorded:
+def make_record(function: Callable[..., Any], *, by_value: ByValue = "auto", strategy: Strategy = "auto") -> Recorded:
     """The record of a function.  By value go functions of `__main__`, and of the modules that `by_value` says: "auto" means those outside
     site-packages and the standard library, a sequence exactly these and what is below them.
 
+    With `strategy` "auto" it carries its source beside its pickle where that can stand alone, for workers with another Python; with
+    "source" nothing else, with "pickle" for tracebacks only.
+
     :raises InvalidRequest: it cannot be called.
-    :raises NotSerializable: it refers to something that cannot be pickled; the message names both.
+    :raises NotSerializable: it refers to something that cannot be pickled, the message names both; or it has to go as source and cannot.
     """
     if not callable(function):
         raise InvalidRequest(f"A function is needed; {type(function).__name__} cannot be called.")
     name = name_of(function)
-    with _registry, _registered(_modules(by_value)):
+    if strategy == "source":
+        return _as_source(function, name, by_value)
+    with _registry, registered(chosen(by_value)):
         code, places = _dump(function, name)
-    # what the worker imports needs no source
-    source = _source(function) if places else None
-    record = codec.encode(FunctionRecord(1, "pickle", name, PYTHON, code, source))
-    return Recorded(sha256(record), record, name, places)
+    if not places:  # the worker imports all of it, whatever its Python
+        return _recorded(FunctionRecord(1, "pickle", name, "", code, None), places)
+    why = 'it was submitted with strategy="pickle"'
+    if strategy == "auto":
+        try:
+            return _recorded(FunctionRecord(1, "source", name, PYTHON, code, program(function, by_value)), places)
+        except NoProgram as none:
+            why = str(none)
+    return _recorded(FunctionRecord(1, "pickle", name, PYTHON, code, shown(function)), places, why)
+
+
+def _as_source(function: Callable[..., Any], name: str, by_value: ByValue) -> Recorded:
+    try:
+        text = program(function, by_value)
+    except NoProgram as none:
+        hint = "Pass what it uses as arguments, import it inside the function, or leave strategy at 'auto'."
+        raise NotSerializable(f"{name} cannot be sent as source: {none}.", hint=hint) from None
+    code = getattr(function, "__code__")  # noqa: B009 (only plain functions have programs)
+    return _recorded(FunctionRecord(1, "source", name, "", b"", text), [(code.co_filename, code.co_firstlineno)])
+
+
+def _recorded(record: FunctionRecord, places: list[tuple[str, int]], why: str = "") -> Recorded:
+    data = codec.encode(record)
+    return Recorded(sha256(data), data, record.name, places, record.needs, why)
 
 
 def pack(value: object, what: str = "value", limit: int = MAX_INLINE, *, by_value: ByValue = "auto") -> Inline:
@@ -86,7 +106,7 @@ def pack(value: object, what: str = "value", limit: int = MAX_INLINE, *, by_valu
     try:
         plain = Inline("msgpack", codec.pack_plain(value))
     except (TypeError, ValueError, OverflowError):
-        with _registry, _registered(_modules(by_value)):
+        with _registry, registered(chosen(by_value)):
             return values.pack(value, what, limit)
     return plain if len(plain.data) <= limit else values.pack(value, what, limit)
 
@@ -113,100 +133,12 @@ def _dump(function: Callable[..., Any], name: str) -> tuple[bytes, list[tuple[st
 
 def _culprit(function: Callable[..., Any]) -> str:
     """Which variable of the function cannot be pickled, where one can be named."""
-    for name, value in _variables(function):
+    for name, value in variables(function):
         try:
             _Pickler(io.BytesIO(), protocol=5).dump(value)
         except Exception:  # noqa: BLE001 (as above)
             return f"{name} holds a {type(value).__module__}.{type(value).__qualname__}: "
     return ""
-
-
-def _variables(function: Callable[..., Any]) -> Iterator[tuple[str, object]]:
-    if isinstance(function, functools.partial):
-        yield from ((f"argument {index} of the partial", value) for index, value in enumerate(function.args))
-        yield from ((f"argument {name!r} of the partial", value) for name, value in function.keywords.items())
-        function = function.func
-    if isinstance(function, MethodType):
-        yield "its object", function.__self__
-    elif isinstance(function, FunctionType):
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        yield from ((f"its closure variable {name!r}", _peek(cell)) for name, cell in cells)
-        names = function.__globals__
-        yield from ((f"the global variable {name!r}", names[name]) for name in sorted(_globals(function.__code__)) if name in names)
-        yield from (("a default of it", value) for value in function.__defaults__ or ())
-    elif hasattr(function, "__dict__") and not isinstance(function, type):
-        yield from ((f"its attribute {name!r}", value) for name, value in vars(function).items())
-
-
-# Which modules go by value
-
-
-def _modules(by_value: ByValue) -> list[ModuleType]:
-    if by_value is False:
-        return []
-    if by_value is True or by_value == "auto":
-        return list(_local_modules(len(sys.modules), next(reversed(sys.modules), "")))
-    if isinstance(by_value, str) or not all(isinstance(module, ModuleType) and module.__name__ in sys.modules for module in by_value):
-        raise InvalidRequest(f"by_value is 'auto', False or a list of imported modules, not {by_value!r}.")
-    return list(by_value)
-
-
-@functools.lru_cache(maxsize=1)
-def _local_modules(count: int, newest: str) -> tuple[ModuleType, ...]:  # noqa: ARG001 - they are the key of the cache
-    """The local ones of `sys.modules`; both parameters say which state of it: whatever is imported or removed changes one of them."""
-    return tuple(module for module in list(sys.modules.values()) if is_local(module))
-
-
-def _goes_by_value(module: ModuleType, by_value: ByValue) -> bool:
-    """Whether what this module defines is pickled by value."""
-    name = module.__name__
-    chosen = {one.__name__ for one in _modules(by_value)} if not isinstance(by_value, bool | str) else set()
-    chosen |= cloudpickle.list_registry_pickle_by_value()
-    if name in ("__main__", "__mp_main__") or any(name == other or name.startswith(other + ".") for other in chosen):
-        return True
-    return by_value in (True, "auto") and is_local(module)
-
-
-def is_local(module: object) -> bool:
-    """Whether this is a module of Python source outside site-packages and the standard library, and not ours: a worker may not have it."""
-    if not isinstance(module, ModuleType):
-        return False
-    file = module.__dict__.get("__file__")
-    if type(file) is not str or not _is_local_file(file):
-        return False
-    name = module.__name__
-    return name not in ("__main__", "__mp_main__") and name.partition(".")[0] != "funcmq" and sys.modules.get(name) is module
-
-
-@functools.lru_cache(maxsize=16384)
-def _is_local_file(file: str) -> bool:
-    path = Path(file)
-    if path.suffix not in (".py", ".pyc") or {"site-packages", "dist-packages"} & set(path.parts):
-        return False
-    return not any(path.is_relative_to(folder) for folder in _installed())
-
-
-@functools.cache
-def _installed() -> tuple[str, ...]:
-    known = sysconfig.get_paths()
-    folders = [known[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    # a virtual environment has its own site-packages and the standard library of the Python that it was made from
-    base = str(Path(inspect.__file__).parent)
-    return (*folders, base, *site.getsitepackages(), site.getusersitepackages())
-
-
-@contextmanager
-def _registered(modules: list[ModuleType]) -> Iterator[None]:
-    """These modules stand in cloudpickle's registry; those that the user had put there stay."""
-    before = cloudpickle.list_registry_pickle_by_value()
-    added = [module for module in modules if module.__name__ not in before]
-    try:
-        for module in added:
-            cloudpickle.register_pickle_by_value(module)
-        yield
-    finally:
-        for name in cloudpickle.list_registry_pickle_by_value() - before:
-            cloudpickle.unregister_pickle_by_value(ModuleType(name))
 
 
 # Normal form
@@ -303,181 +235,3 @@ def _order(constant: Any) -> Any:
         parts = [_order(item) for item in constant]
         return type(constant).__name__, "", parts if isinstance(constant, tuple) else sorted(parts)
     return type(constant).__name__, repr(constant), []
-
-
-# Source
-
-
-def _source(function: Callable[..., Any]) -> str | None:
-    """The source of a plain function without closure, dedented; None where there is none, or where it is no longer what runs."""
-    if not isinstance(function, FunctionType) or function.__closure__ or function.__name__ == "<lambda>":
-        return None
-    return _source_of(function.__code__, function.__code__.co_filename)
-
-
-@functools.lru_cache(maxsize=256)
-def _source_of(code: CodeType, _file: str) -> str | None:
-    # the file is named because equal code of another file may have other comments
-    try:
-        source = textwrap.dedent(inspect.getsource(code))
-        compiled = compile(source, "", "exec")
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
-    current = any(isinstance(constant, CodeType) and _same(constant, code) for constant in compiled.co_consts)
-    return source if current and len(source.encode("utf-8", "replace")) <= MAX_SOURCE else None
-
-
-def _same(one: CodeType, other: CodeType) -> bool:
-    return one.co_name == other.co_name and one.co_code == other.co_code and one.co_names == other.co_names
-
-
-# Remembering
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A record and everything that it was made from: it is good while each of these is still the same object; all of them are immutable."""
-
-    function: Callable[..., Any]
-    recorded: Recorded
-    attributes: list[tuple[FunctionType, CodeType, Any, Any]]
-    variables: list[tuple[dict[str, Any], str, object]]
-    cells: list[tuple[Any, object]]
-
-    def holds(self) -> bool:
-        """Whether nothing has changed."""
-        for function, code, defaults, keywords in self.attributes:
-            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__ is not keywords:
-                return False
-            if function.__dict__:
-                return False
-        for names, name, value in self.variables:
-            if names.get(name, _MISSING) is not value:
-                return False
-        return not self.cells or all(_peek(cell) is value for cell, value in self.cells)
-
-
-_MISSING = object()
-_ATOMS = {type(None), bool, int, float, complex, str, bytes, type(Ellipsis), re.Pattern, logging.Logger}
-"""Types whose objects never change, or travel as their name only."""
-
-
-class _MutableError(Exception):
-    """Something that a function refers to may change without notice."""
-
-
-class _Witness:
-    """Walks what a function refers to and notes it; `_MutableError` where a change could go unseen."""
-
-    def __init__(self, by_value: ByValue) -> None:
-        self.attributes: list[tuple[FunctionType, CodeType, Any, Any]] = []
-        self.variables: list[tuple[dict[str, Any], str, object]] = []
-        self.cells: list[tuple[Any, object]] = []
-        self._met: set[int] = set()
-        self._by_value = by_value
-
-    def see(self, value: Any) -> None:
-        """Note this, and all that it refers to."""
-        if type(value) in _ATOMS or id(value) in self._met:
-            return
-        self._met.add(id(value))
-        if type(value) in (tuple, frozenset):
-            for item in value:
-                self.see(item)
-        elif type(value) is FunctionType:
-            self._function(value)
-        elif not self._imported(value):
-            raise _MutableError
-
-    def _function(self, function: FunctionType) -> None:
-        if self._imported(function):
-            return
-        if function.__dict__:
-            raise _MutableError
-        keywords = function.__kwdefaults__
-        self.attributes.append((function, function.__code__, function.__defaults__, keywords))
-        self.see(function.__defaults__)
-        for name in keywords or ():
-            self._variable(function.__kwdefaults__ or {}, name)
-        for name in _globals(function.__code__):
-            self._variable(function.__globals__, name)
-        for cell in function.__closure__ or ():
-            self.cells.append((cell, _peek(cell)))
-            self.see(_peek(cell))
-
-    def _variable(self, names: dict[str, Any], name: str) -> None:
-        value = names.get(name, _MISSING)
-        self.variables.append((names, name, value))
-        if value is not _MISSING:
-            self.see(value)
-
-    def _imported(self, value: Any) -> bool:
-        """Whether the worker imports it, so that changes here never reach it."""
-        if isinstance(value, ModuleType):
-            return sys.modules.get(value.__name__) is value and not _goes_by_value(value, self._by_value)
-        if not isinstance(value, FunctionType | BuiltinFunctionType | type):
-            return False
-        module = sys.modules.get(value.__module__ or "")
-        return module is not None and not _goes_by_value(module, self._by_value) and _found(module, value)
-
-
-def _peek(cell: Any) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return _MISSING
-
-
-def _found(module: ModuleType, value: Any) -> bool:
-    here: Any = module
-    for part in value.__qualname__.split("."):
-        here = getattr(here, part, None)
-    return here is value
-
-
-@functools.lru_cache(maxsize=1024)
-def _globals(code: CodeType) -> frozenset[str]:
-    """Names that code may look up as globals; some are attributes only, which costs a look and harms nothing."""
-    inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return frozenset(code.co_names).union(*inner)
-
-
-class Recorder:
-    """Makes records, and gives out the last one again where it cannot be stale: the same function, and all that it refers to unchanged and
-    immutable.
-
-    Everything else, a function with an edited global or a list in its closure for instance, is pickled anew each time.  Thread-safe.
-    """
-
-    def __init__(self, by_value: ByValue = "auto", size: int = 256) -> None:
-        self._by_value = by_value
-        self._size = size
-        self._seen: dict[int, _Seen] = {}
-
-    def record(self, function: Callable[..., Any]) -> Recorded:
-        """As `make_record`, in a few microseconds for a function seen before."""
-        seen = self._seen.get(id(function))
-        if seen is not None and seen.function is function and seen.holds():
-            return seen.recorded
-        witness = self._witness(function)
-        recorded = make_record(function, by_value=self._by_value)
-        self._seen.pop(id(function), None)
-        if witness is not None:
-            self._keep(_Seen(function, recorded, witness.attributes, witness.variables, witness.cells))
-        return recorded
-
-    def _witness(self, function: Callable[..., Any]) -> _Witness | None:
-        """What the record will depend on, noted before it is made, so that a change meanwhile is seen next time; None: it must be made anew
-        each time.
-        """
-        witness = _Witness(self._by_value)
-        try:
-            witness.see(function)
-        except _MutableError:
-            return None
-        return witness
-
-    def _keep(self, seen: _Seen) -> None:
-        for oldest in list(self._seen)[: len(self._seen) - self._size + 1]:
-            self._seen.pop(oldest, None)
-        self._seen[id(seen.function)] = seen

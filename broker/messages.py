@@ -249,7 +249,7 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Running(msgspec.Struct, frozen=True, array_like=True):
-    """These tasks run, and have for over a second."""
+    """These tasks run, and have for over a second; `host` is '' where the endpoint does not know on which node."""
 
     VERSION: ClassVar[int] = 1
 
@@ -257,6 +257,7 @@ class Running(msgspec.Struct, frozen=True, array_like=True):
     endpoint: str
     tasks: list[bytes]
     at: int
+    host: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True):
@@ -284,6 +285,35 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
     v: int
     verb: Literal["resend", "drain", "stop"]
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True):
+    """Front door to the daemon that holds this epoch, and to no later one: take no more work, end, or only show the log.  It answers
+    `Told` with the same `id`, and the last `size` bytes of its log, before it obeys.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    v: int
+    epoch: int
+    verb: Literal["drain", "stop", "logs"]
+    id: str
+    size: int = 0
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to `Ask`, on `status`: who obeys."""
+
+    VERSION: ClassVar[int] = 1
+
+    v: int
+    endpoint: str
+    id: str
+    host: str
+    pid: int
+    log: str
+    """Path on that host."""
+    text: str = ""
 
 
 class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -324,20 +354,28 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
 
 class FunctionRecord(msgspec.Struct, frozen=True, array_like=True):
     """A function as it is kept and sent; its id is the SHA-256 of exactly these bytes.  `python` is the minor version that `code` (a
-    normalised cloudpickle) needs.
+    normalised cloudpickle) needs, '' any.
+
+    Of the kind "pickle", `source` is for tracebacks only.  Of the kind "source" it is a program (`source`), for every Python that `code`
+    (b'': none) is not for.
     """
 
     VERSION: ClassVar[int] = 1
 
     v: int
-    kind: Literal["pickle"]
+    kind: Literal["pickle", "source"]
     name: str
     python: str
     code: bytes
     source: str | None
 
+    @property
+    def needs(self) -> str:
+        """The minor version of Python without which it cannot run, '' none."""
+        return self.python if self.kind == "pickle" else ""
 
-Message = Dispatch | Signed | Receipt | Running | Cancel | Stored | Order | Heartbeat
+
+Message = Dispatch | Signed | Receipt | Running | Cancel | Stored | Order | Ask | Told | Heartbeat
 
 TYPES: dict[str, type[Any]] = {
     "bundle/1": Dispatch,
@@ -348,6 +386,8 @@ TYPES: dict[str, type[Any]] = {
     "cancel/1": Cancel,
     "stored/1": Stored,
     "order/1": Order,
+    "ask/1": Ask,
+    "told/1": Told,
     "heartbeat/1": Heartbeat,
 }
 
@@ -362,5 +402,8 @@ def unpack(kind: str | None, body: bytes) -> Any:
         return codec.decode(cls, body, (kind or "").partition("/")[0])
     name = (kind or "").partition("/")[0]
     if any(known.startswith(name + "/") for known in TYPES) and name:
-        raise VersionMismatch(f"A message of type {kind} arrived; this release of funcmq knows {name}/1.")
+        raise VersionMismatch(
+            f"A message of type {kind} arrived; this release of funcmq knows {name}/1.",
+            hint="Install the sender's release here: pip install --upgrade funcmq",
+        )
     raise InvalidRequest(f"A message of unknown type {kind!r} arrived.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from funcmq.broker.functions import Recorded, Recorder
+from funcmq.broker.functions import Recorded, Strategy
 from funcmq.broker.ids import is_hash, short
 from funcmq.broker.messages import FunctionRef
 from funcmq.client.options import ByValue
+from funcmq.client.recorder import Recorder
 
 Function = Callable[..., Any] | str | Recorded
 """What can be submitted: a function, the id of one, or a record made before."""
@@ -23,11 +24,12 @@ class Functions:
     def __init__(self, know: Callable[[FunctionRef], None]) -> None:
         self._know = know
         self._refs: dict[str, FunctionRef] = {}
-        self._recorders: dict[int | str, tuple[ByValue, Recorder]] = {}
+        self._recorders: dict[tuple[int | str, Strategy], tuple[ByValue, Recorder]] = {}
+        self._needs: dict[str, tuple[str, str]] = {}
         self.unsent: dict[str, bytes] = {}
         """Records that the front door may not have yet, by id; taken out when it has them."""
 
-    def ref(self, function: Function, by_value: ByValue) -> FunctionRef:
+    def ref(self, function: Function, by_value: ByValue, strategy: Strategy = "auto") -> FunctionRef:
         """How a bundle names this function, whose record is in `unsent` now if it was never sent.
 
         :raises TypeError: it cannot be called.
@@ -35,10 +37,11 @@ class Functions:
         """
         if isinstance(function, str):
             return self._by_id(function)
-        recorded = function if isinstance(function, Recorded) else self.record(function, by_value)
+        recorded = function if isinstance(function, Recorded) else self.record(function, by_value, strategy)
         ref = self._refs.get(recorded.id)
         if ref is None:
             self.unsent[recorded.id] = recorded.record
+            self._needs[recorded.id] = recorded.needs, recorded.why
             ref = self._new(recorded.ref)
         return ref
 
@@ -52,12 +55,16 @@ class Functions:
         self._refs[ref.id] = ref
         return ref
 
-    def record(self, function: Callable[..., Any], by_value: ByValue) -> Recorded:
+    def needs(self, function: str) -> tuple[str, str]:
+        """The minor version of Python that a function wants ('' any, or not known here), and why."""
+        return self._needs.get(function, ("", ""))
+
+    def record(self, function: Callable[..., Any], by_value: ByValue, strategy: Strategy = "auto") -> Recorded:
         """The record of a function, from the cache where that is safe; errors as for `ref`."""
         if not callable(function):
             raise TypeError(f"A function is needed, or the id of one; {type(function).__name__} cannot be called.")
-        at = by_value if isinstance(by_value, str | bool) else id(by_value)
+        at = (by_value if isinstance(by_value, str | bool) else id(by_value)), strategy
         found = self._recorders.get(at)
         if found is None:
-            found = self._recorders[at] = (by_value, Recorder(by_value))
+            found = self._recorders[at] = (by_value, Recorder(by_value, strategy))
         return found[1].record(function)

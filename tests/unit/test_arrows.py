@@ -20,6 +20,7 @@ OTHER_PROCESSES = {
     "funcmq.endpoint.worker.child": "the child that runs users' functions",
     "funcmq.endpoint.worker.call": "inside the child",
     "funcmq.endpoint.worker.load": "inside the child",
+    "funcmq.endpoint.worker.programs": "inside the child",
     "funcmq.endpoint.interchange": "Parsl's interchange, which pickles by itself; it meets no user's bytes but as bytes",
 }
 """What runs in processes of its own; whoever else imports one of these is caught like any other."""
