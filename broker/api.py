@@ -164,6 +164,37 @@ class EndpointPatch(Record, frozen=True, kw_only=True):
     deny: list[str] = []
 
 
+class OrderRequest(Record, frozen=True, kw_only=True):
+    """`POST /endpoints/{id}/orders`: what its daemon is to do; `size` is how many bytes of the end of its log to show, 256 KiB at most."""
+
+    verb: Literal["drain", "stop", "logs"]
+    size: int = 0
+
+
+class OrderAnswer(Record, frozen=True, kw_only=True):
+    """The daemon that obeys, and the end of its log (a file on its host)."""
+
+    host: str
+    pid: int
+    log: str
+    text: str = ""
+
+
+class UserKey(Record, frozen=True, kw_only=True):
+    """One row of `GET /endpoints/{id}/keys`: a signing key of its owner, or of a user who is let in."""
+
+    user: str
+    user_name: str
+    key: str
+    comment: str
+
+
+class Brokers(Record, frozen=True, kw_only=True):
+    """`GET /brokers`: where endpoints and clients connect to, without credentials."""
+
+    urls: list[str]
+
+
 class LeaseRequest(Record, frozen=True, kw_only=True):
     """`POST /endpoints/{id}/lease`, with the endpoint's token.
 
@@ -211,8 +242,26 @@ class SubmitAnswer(Record, frozen=True, kw_only=True):
     verdicts: list[Verdict] = []
 
 
+class Waiting(Record, frozen=True, kw_only=True):
+    """Why a task has not ended; `broker.waiting.sentence` says it.
+
+    `kind`: offline (`since` when, last seen on `host`), broker, delivery, ahead (`ahead` tasks), worker, running (`since` when, on `host`,
+    with `walltime_s` where there is one), reason (`reason` is the endpoint's own).  Others may follow.
+    """
+
+    kind: str
+    since: int = 0
+    host: str = ""
+    ahead: int = 0
+    walltime_s: float = 0.0
+    reason: str = ""
+
+
 class TaskView(Record, frozen=True, kw_only=True):
-    """A task as the store knows it.  Times that are not known are 0; `failure` is `[code, message]`."""
+    """A task as the store knows it.  Times that are not known are 0; `failure` is `[code, message]`, `type_name` the exception's type.
+
+    `waiting_for` is `why` as a sentence, in UTC; `traceback` is there where one task is asked for.
+    """
 
     id: str
     state: State
@@ -233,6 +282,59 @@ class TaskView(Record, frozen=True, kw_only=True):
     waiting_for: str = ""
     stdout: str = ""
     stderr: str = ""
+    type_name: str = ""
+    traceback: str = ""
+    why: Waiting | None = None
+    pool: str = ""
+
+
+class TasksQuery(Record, frozen=True, kw_only=True):
+    """`GET /tasks?…`, newest first.  `group` and `endpoint` are ids or names, `function` an id, a plain name, or `ada/recon`; `since` is in
+    milliseconds; `before` is the last id of the page before.
+    """
+
+    state: State | None = None
+    group: str = ""
+    endpoint: str = ""
+    function: str = ""
+    since: int = 0
+    before: str = ""
+    limit: int = 100
+
+
+class PageQuery(Record, frozen=True, kw_only=True):
+    """`GET /groups/{id}/tasks?after=&limit=`: `after` is the last id of the page before."""
+
+    after: str = ""
+    limit: int = 1000
+
+
+class NameQuery(Record, frozen=True, kw_only=True):
+    """`GET /functions?name=` and `POST /functions?name=`."""
+
+    name: str = ""
+
+
+class TaskBrief(Record, frozen=True, kw_only=True):
+    """One row of `GET /groups/{id}/tasks?after=&limit=`: the tasks of a group in the order of their submission."""
+
+    id: str
+    state: State
+    endpoint: str
+    function_name: str
+
+
+class ResultAnswer(Record, frozen=True, kw_only=True):
+    """`GET /tasks/{id}/result`: the plain value of a task that succeeded, as the store has it; no signature travels along, so nobody who
+    reads this can check it.
+    """
+
+    id: str
+    state: State
+    value: Any = None
+    failure: tuple[str, str] | None = None
+    type_name: str = ""
+    waiting_for: str = ""
 
 
 class TasksRequest(Record, frozen=True, kw_only=True):
@@ -276,11 +378,12 @@ class CancelAnswer(Record, frozen=True, kw_only=True):
 
 
 class SessionRequest(Record, frozen=True, kw_only=True):
-    """`POST /sessions` and `POST /sessions/{id}/groups`: the groups to listen to.  An unnamed group is created by its first listener or
-    bundle.
+    """`POST /sessions` and `POST /sessions/{id}/groups`: the groups to listen to.  A group is created by its first listener or bundle;
+    `names` says how their user calls them, by id.
     """
 
     groups: list[str]
+    names: dict[str, str] = {}
 
 
 class Stream(Record, frozen=True, kw_only=True):
@@ -300,18 +403,33 @@ class SessionAnswer(Record, frozen=True, kw_only=True):
 
 
 class FunctionAnswer(Record, frozen=True, kw_only=True):
-    """`POST /functions`."""
+    """`POST /functions?name=`: the function's id; where it was given a name, that name and its version of it."""
 
     id: str
+    name: str = ""
+    version: int = 0
 
 
 class FunctionView(Record, frozen=True, kw_only=True):
-    """One row of `GET /functions`."""
+    """One row of `GET /functions?name=`: a function of the caller, or one shared with them.
+
+    `names`: what it is registered as, each with its version, as in `ada/recon@2`; `allowed`: names of those whom its owner lets use these.
+    """
 
     id: str
     name: str
     python: str
     created: int
+    names: list[str] = []
+    owner: str = ""
+    allowed: list[str] = []
+
+
+class FunctionPatch(Record, frozen=True, kw_only=True):
+    """`PATCH /functions/{id}`: names of users who may, or may no longer, use a named function."""
+
+    allow: list[str] = []
+    deny: list[str] = []
 
 
 class ErrorBody(Record, frozen=True, kw_only=True):

@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from funcmq.broker.waiting import ago
 from funcmq.endpoint import leftovers
 from funcmq.endpoint.config import PoolConfig
 from funcmq.endpoint.executor import Executor, Place, workers_per_node
@@ -54,12 +56,20 @@ class Blocks:
     def __init__(self, config: PoolConfig, place: Place, executor: Executor, demand: Callable[[], int], control: Control) -> None:
         self.count = 0
         """Blocks that have not ended, as last seen."""
-        self.reason = ""
-        """What the last block that ended by itself had to say."""
         self._config, self._place, self._executor, self._demand, self._control = config, place, executor, demand, control
         self._started: dict[str, float] = {}
+        self._said = ""
+        """The last words of the block that ended last by itself, or of the oldest that lives."""
         self._wait, self._not_before = FIRST_WAIT_S, 0.0
         self._wake = asyncio.Event()
+
+    @property
+    def reason(self) -> str:
+        """Why there are blocks and no workers, or no blocks: of use only to a pool that has no worker."""
+        if not self._started:
+            return self._said
+        began = ago(time.monotonic() - min(self._started.values()))
+        return f"block started {began} ago, no worker yet" + (f": {self._said}" if self._said else "")
 
     def wake(self, demand: int) -> None:
         """So many tasks are open now: look at once if that asks for another block."""
@@ -85,7 +95,10 @@ class Blocks:
 
     def _look(self) -> list[str]:
         self._executor.poll_facade()
-        return self._executor.living_blocks()
+        living = self._executor.living_blocks()
+        if oldest := next((block for block in self._started if block in living), ""):
+            self._said = _last_words(self._place.blocks, self._config.name, oldest) or self._said
+        return living
 
     def _grow(self, count: int) -> None:
         self._started |= dict.fromkeys(self._executor.scale_out_facade(count), time.monotonic())
@@ -102,12 +115,14 @@ class Blocks:
         self._not_before = time.monotonic() + self._wait - 2 * FIRST_WAIT_S  # the first time at once
         await self._control(lambda: leftovers.end(self._place.mark, f"{self._config.name}-{block}"))
         said = await self._control(lambda: _last_words(self._place.blocks, self._config.name, block))
-        self.reason = f"block {block} ended" + (f": {said}" if said else "")
-        log.warning("the pool %s: %s", self._config.name, self.reason, extra={"action": "block_ended"})
+        self._said = f"block {block} ended" + (f": {said}" if said else "")
+        log.warning("the pool %s: %s", self._config.name, self._said, extra={"action": "block_ended"})
 
 
 def _last_words(folder: Path, pool: str, block: str) -> str:
+    """The end of a block's stderr, on one line."""
     for path in sorted(folder.glob(f"parsl.{pool}.block-{block}.*.err"), reverse=True)[:1]:
-        with contextlib.suppress(OSError):
-            return path.read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            return " ".join(file.read().decode(errors="replace").split())
     return ""

@@ -304,16 +304,17 @@ class Engine:
     def _announce(self) -> None:
         self._announcer = None
         now = now_ms()
-        groups: dict[str, list[bytes]] = {}
+        groups: dict[tuple[str, str], list[bytes]] = {}
         running = self.core.running(now - int(ANNOUNCE_S * 1000))
         for launch in running:
             if launch.number not in self._announced:
+                host = self._pools[launch.pool].host
                 for task in launch.tasks:
-                    groups.setdefault(task.bundle.work.group, []).append(task.id)
+                    groups.setdefault((task.bundle.work.group, host), []).append(task.id)
         self._announced = {launch.number for launch in running}
         endpoint = self._signer.endpoint
-        for group, ids in groups.items():
-            self._mouth.tell("running/1", results_key(endpoint, group), codec.encode(Running(Running.VERSION, endpoint, ids, now)))
+        for (group, host), ids in groups.items():
+            self._mouth.tell("running/1", results_key(endpoint, group), codec.encode(Running(Running.VERSION, endpoint, ids, now, host)))
         if self.core.launched:
             self._announcer = asyncio.get_running_loop().call_later(ANNOUNCE_S, self._announce)
 

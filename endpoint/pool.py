@@ -95,6 +95,12 @@ class Pool:
         return sum(manager.workers for manager in self.managers)
 
     @property
+    def host(self) -> str:
+        """The node that all its workers are on; '' while there are none, or on several: Parsl does not say which took a packet."""
+        hosts = {manager.host for manager in self.managers}
+        return hosts.pop() if len(hosts) == 1 else ""
+
+    @property
     def capacity(self) -> int:
         """Workers that the pool may grow to."""
         return self.config.max_blocks * per_block(self.config)

@@ -27,7 +27,7 @@ class Live:
 
     def __init__(self) -> None:
         self._signs: dict[str, Sign] = {}
-        self._running: dict[bytes, int] = {}
+        self._running: dict[bytes, tuple[int, str]] = {}
 
     def beat(self, heartbeat: Heartbeat, now: int) -> None:
         """A heartbeat arrived; one of an earlier epoch than the last is a zombie's."""
@@ -48,11 +48,11 @@ class Live:
         """It is gone."""
         self._signs.pop(endpoint, None)
 
-    def started(self, tasks: list[bytes], at: int, now: int) -> None:
-        """These run, since `at` by their endpoint's clock; beyond a bound the oldest are forgotten."""
+    def started(self, tasks: list[bytes], at: int, now: int, host: str = "") -> None:
+        """These run, since `at` by their endpoint's clock, on this host ('' where unknown); beyond a bound the oldest are forgotten."""
         since = at if 0 < at <= now else now
         for task in tasks:
-            self._running[task] = since
+            self._running[task] = since, host
         while len(self._running) > MOST_RUNNING:
             del self._running[next(iter(self._running))]
 
@@ -64,7 +64,11 @@ class Live:
 
     def running_since(self, task: bytes) -> int:
         """When it was said to run, 0 if it was not."""
-        return self._running.get(task, 0)
+        return self.running_on(task)[0]
+
+    def running_on(self, task: bytes) -> tuple[int, str]:
+        """Since when it is said to run, and on which host: 0 and '' if it is not."""
+        return self._running.get(task, (0, ""))
 
     def running(self) -> list[bytes]:
         """All that were said to run."""

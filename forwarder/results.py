@@ -14,7 +14,8 @@ from funcmq.forwarder.prepared import Prepared, insert, many, one, select_in, va
 from funcmq.forwarder.reports import Home, ResultBundle, differs, misplaced
 from funcmq.forwarder.states import ENDS_BY_RESULT, State
 from funcmq.forwarder.tables import bundles, endpoints, failures, results, tasks
-from funcmq.forwarder.tasks import end_here, read_results
+from funcmq.forwarder.tasks import end_here
+from funcmq.forwarder.views import read_results
 
 _RESULT = "id endpoint_id group_id stored data"
 _ADD_RESULT = Prepared(

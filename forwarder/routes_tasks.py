@@ -1,61 +1,26 @@
-"""Functions and tasks: registered, submitted, shown, asked for, cancelled."""
+"""Tasks and groups: submitted, shown, asked for, cancelled."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from funcmq.broker import api, codec
+from funcmq.broker import api
 from funcmq.broker.errors import InvalidRequest, NotFound
-from funcmq.broker.ids import is_id, sha256
-from funcmq.broker.messages import FunctionRecord
-from funcmq.forwarder import bundles, endpoints, functions, tasks
+from funcmq.broker.ids import group_id, is_id
+from funcmq.forwarder import answers, bundles, endpoints, functions, tasks, views
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.door import Door
-from funcmq.forwarder.routes_endpoints import whole_number
-from funcmq.forwarder.states import named
 from funcmq.forwarder.submit import submit
-from funcmq.forwarder.web import Call, Routes, Who
+from funcmq.forwarder.views import Filter
+from funcmq.forwarder.web import Call, Routes
 
 routes = Routes()
 
 MOST_IDS = 20_000
 MOST_LISTED = 1_000
-
-
-@routes("POST /functions", request=bytes, answer=api.FunctionAnswer)
-async def register(door: Door, call: Call[bytes]) -> api.FunctionAnswer:
-    """Exact bytes of a function record; its id is their hash."""
-    data, user = call.body, call.caller.user
-    record = codec.decode(FunctionRecord, data, "function record")
-    if len(record.name) > 255 or len(record.python) > 16:
-        raise InvalidRequest("A function's name has at most 255 characters, its Python version 16.")
-    identifier = sha256(data)
-    await door.database.write(lambda c: functions.add(c, user, identifier, record, data, now_ms()))
-    door.known.functions.put((user, identifier), True)
-    return api.FunctionAnswer(id=identifier)
-
-
-@routes("GET /functions", answer=list[api.FunctionView])
-async def list_functions(door: Door, call: Call[None]) -> list[api.FunctionView]:
-    """What the caller registered."""
-    async with door.database.read() as connection:
-        return await functions.list_own(connection, call.caller.user)
-
-
-@routes("GET /functions/{id}", who=Who.USER | Who.ENDPOINT, answer=bytes)
-async def fetch(door: Door, call: Call[None]) -> bytes:
-    """Exact bytes of a record: for who registered it, and for endpoints that were sent it."""
-    identifier, caller = call.path["id"], call.caller
-    async with door.database.read() as connection:
-        if caller.endpoint:
-            found = await functions.fetch_sent(connection, caller.endpoint, identifier)
-        else:
-            found = await functions.fetch_own(connection, caller.user, identifier)
-    if found is None:
-        raise NotFound(f"There is no function {identifier[:16]!r}.")
-    return found
 
 
 @routes("POST /tasks", request=bytes, answer=api.SubmitAnswer, status=202)
@@ -64,29 +29,47 @@ async def post(door: Door, call: Call[bytes]) -> api.SubmitAnswer:
     return await submit(door, call.caller, call.body)
 
 
-@routes("GET /tasks", answer=list[api.TaskView])
+@routes("GET /tasks", answer=list[api.TaskView], query=api.TasksQuery)
 async def list_tasks(door: Door, call: Call[None]) -> list[api.TaskView]:
-    """The caller's tasks, newest first: `?state=&group=&endpoint=&limit=`."""
+    """The caller's tasks, newest first."""
     wanted, user = call.query, call.caller.user
-    state, limit = wanted.get("state", ""), whole_number("limit", wanted.get("limit") or "100")
-    if state and not named(state):
-        raise InvalidRequest(f"There is no state {state!r}.")
     async with door.database.read() as connection:
-        name = wanted.get("endpoint", "")
-        endpoint = (await endpoints.find(connection, user, name)).id if name else ""
-        chosen = tasks.Filter(state, wanted.get("group", ""), endpoint, max(1, min(limit, MOST_LISTED)))
-        return await tasks.find_all(connection, door.live, user, chosen, now_ms())
+        chosen = Filter(
+            wanted.state or "",
+            await _group(connection, wanted.group, user) if wanted.group else "",
+            (await endpoints.find(connection, user, wanted.endpoint)).id if wanted.endpoint else "",
+            await functions.find(connection, user, wanted.function) if wanted.function else None,
+            wanted.since,
+            _ids([wanted.before])[0].hex() if wanted.before else "",
+            max(1, min(wanted.limit, MOST_LISTED)),
+        )
+        return await views.find_all(connection, door.live, user, chosen, now_ms())
 
 
 @routes("GET /tasks/{id}", answer=api.TaskView)
 async def show(door: Door, call: Call[None]) -> api.TaskView:
-    """One task of the caller."""
-    name = call.path["id"]
+    """One task of the caller; its id may be written with dashes, or be the last 8 hex digits."""
+    user = call.caller.user
     async with door.database.read() as connection:
-        view = await tasks.show(connection, door.live, call.caller.user, _ids([name])[0], now_ms()) if is_id(name) else None
-    if view is None:
-        raise NotFound(f"There is no task {name!r}.", hint="See `funcmq task list`.")
-    return view
+        task = await views.find_id(connection, user, call.path["id"])
+        return await views.show(connection, door.live, user, task, now_ms())
+
+
+@routes("GET /tasks/{id}/bundle", answer=bytes)
+async def fetch_bundle(door: Door, call: Call[None]) -> bytes:
+    """Exact bytes of the signed bundle in which a task of the caller came: what is needed to submit the same call again."""
+    user = call.caller.user
+    async with door.database.read() as connection:
+        return await answers.fetch_bundle(connection, user, await views.find_id(connection, user, call.path["id"]))
+
+
+@routes("GET /tasks/{id}/result", answer=api.ResultAnswer)
+async def fetch_result(door: Door, call: Call[None]) -> api.ResultAnswer:
+    """The plain value of a task, as far as it has ended; nobody checks its signature."""
+    user = call.caller.user
+    async with door.database.read() as connection:
+        task = await views.find_id(connection, user, call.path["id"])
+        return await answers.fetch_result(connection, door.live, user, task, now_ms())
 
 
 @routes("POST /tasks/query", request=api.TasksRequest, answer=api.QueryAnswer)
@@ -94,7 +77,7 @@ async def query(door: Door, call: Call[api.TasksRequest]) -> api.QueryAnswer:
     """Many at once, with the signed result bundles."""
     ids = _ids(call.body.tasks)
     async with door.database.read() as connection:
-        return await tasks.query(connection, door.live, call.caller.user, ids)
+        return await answers.query(connection, door.live, call.caller.user, ids)
 
 
 @routes("POST /tasks/cancel", request=api.TasksRequest, answer=api.CancelAnswer)
@@ -106,19 +89,38 @@ async def cancel(door: Door, call: Call[api.TasksRequest]) -> api.CancelAnswer:
 
 @routes("GET /groups/{id}", answer=api.GroupAnswer)
 async def show_group(door: Door, call: Call[None]) -> api.GroupAnswer:
-    """A group of the caller."""
+    """A group of the caller, by its id or by the name that the caller gave it."""
     async with door.database.read() as connection:
-        await bundles.check_group(connection, call.path["id"], call.caller.user)
-        return await tasks.show_group(connection, door.live, call.path["id"])
+        return await answers.show_group(connection, door.live, await _group(connection, call.path["id"], call.caller.user))
+
+
+@routes("GET /groups/{id}/tasks", answer=list[api.TaskBrief], query=api.PageQuery)
+async def list_group(door: Door, call: Call[None]) -> list[api.TaskBrief]:
+    """The tasks of a group in the order of their submission, a page at a time."""
+    after = _ids([call.query.after])[0].hex() if call.query.after else ""
+    async with door.database.read() as connection:
+        limit = max(1, min(call.query.limit, MOST_LISTED))
+        return await answers.group_page(connection, door.live, await _group(connection, call.path["id"], call.caller.user), after, limit)
 
 
 @routes("POST /groups/{id}/cancel", answer=api.CancelAnswer)
 async def cancel_group(door: Door, call: Call[None]) -> api.CancelAnswer:
     """Ask endpoints to end what is open in a group of the caller."""
     async with door.database.read() as connection:
-        await bundles.check_group(connection, call.path["id"], call.caller.user)
-        ids = await tasks.group_tasks(connection, call.path["id"])
+        ids = await tasks.group_tasks(connection, await _group(connection, call.path["id"], call.caller.user))
     return await _cancel(door, call, ids)
+
+
+async def _group(connection: AsyncConnection, given: str, user: str) -> str:
+    """The id of a group of this user: 32 hex digits are an id, or the name of an unnamed group; anything else is a name.
+
+    :raises NotFound: the user has no such group.
+    """
+    for group in (*([given] if is_id(given) else ()), group_id(user, given)):
+        with contextlib.suppress(NotFound):
+            await bundles.check_group(connection, group, user)
+            return group
+    raise NotFound(f"You have no group {given!r}.", hint="`funcmq task list` shows tasks with their groups.")
 
 
 async def _cancel(door: Door, call: Call[Any], ids: list[bytes]) -> api.CancelAnswer:

@@ -19,7 +19,16 @@ from funcmq.broker import topology
 from funcmq.broker.connection import Broker
 from funcmq.broker.errors import Busy, ConfigurationError
 from funcmq.broker.link import Link
-from funcmq.forwarder import broker_auth, endpoints, routes_endpoints, routes_people, routes_sessions, routes_tasks
+from funcmq.forwarder import (
+    broker_auth,
+    endpoints,
+    routes_endpoints,
+    routes_functions,
+    routes_orders,
+    routes_people,
+    routes_sessions,
+    routes_tasks,
+)
 from funcmq.forwarder.broker_auth import BrokerAuth
 from funcmq.forwarder.collector import Collector
 from funcmq.forwarder.database import Database, opened
@@ -28,6 +37,7 @@ from funcmq.forwarder.heartbeats import Heartbeats
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.management import Management
 from funcmq.forwarder.reconciler import Reconciler
+from funcmq.forwarder.routes_amqp import Tunnels
 from funcmq.forwarder.sender import Sender
 from funcmq.forwarder.settings import ServeSettings
 from funcmq.forwarder.web import build
@@ -39,7 +49,14 @@ GRACE_S = 5.0
 
 Work = Callable[[], Coroutine[None, None, None]]
 
-TABLES = [routes_people.routes, routes_endpoints.routes, routes_tasks.routes, routes_sessions.routes]
+TABLES = [
+    routes_people.routes,
+    routes_endpoints.routes,
+    routes_orders.routes,
+    routes_functions.routes,
+    routes_tasks.routes,
+    routes_sessions.routes,
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +167,14 @@ def _public(door: Door) -> web.Application:
         async with door.database.read() as connection:
             await connection.exec_driver_sql("SELECT 1")
         if not door.link.up:
-            raise Busy("The front door has no connection to the broker.")
+            raise Busy(
+                "The front door has no connection to the broker.",
+                hint="It connects again by itself; if this lasts, see the log of `funcmq serve`.",
+            )
         return web.json_response({"status": "ready", "release": door.settings.release})
 
     app = build(door, door, TABLES)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
+    Tunnels(door).add_to(app)
     return app

@@ -13,6 +13,7 @@ from funcmq.forwarder.admission import Bundle, Facts
 from funcmq.forwarder.bundles import TakenIn
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.door import Access, Door
+from funcmq.forwarder.live import ONLINE_MS
 from funcmq.forwarder.people import Caller
 
 
@@ -24,21 +25,22 @@ async def submit(door: Door, caller: Caller, data: bytes) -> api.SubmitAnswer:
     """
     bundle = admission.read(data)
     admission.check_sender(bundle, caller.user)
-    verdicts = admission.judge(bundle, await _facts(door, caller, bundle))
+    facts = await _facts(door, caller, bundle)
+    verdicts = admission.judge(bundle, facts)
     if verdicts and (before := await _before(door, caller, bundle)) is not None:
         verdicts = before
     group_known = await _check_group(door, caller, bundle.work.group)
-    taken = await _write(door, caller, bundle, verdicts, group_known=group_known)
+    taken = await _write(door, caller, bundle, facts, verdicts, group_known=group_known)
     if taken.sending is not None:
         await door.sender.send(taken.sending)
     accepted = len(bundle.work.tasks) - len(taken.verdicts)
     return api.SubmitAnswer(bundle=bundle.id, accepted=accepted, verdicts=taken.verdicts)
 
 
-async def _write(door: Door, caller: Caller, bundle: Bundle, verdicts: list[api.Verdict], *, group_known: bool) -> TakenIn:
+async def _write(door: Door, caller: Caller, bundle: Bundle, facts: Facts, verdicts: list[api.Verdict], *, group_known: bool) -> TakenIn:
     now, known, work = now_ms(), door.known.endpoint_functions, bundle.work
-    # only functions that the caller registered: otherwise naming one in a bundle would be a way to read it
-    mine = [function for function in bundle.function_ids if door.known.functions.get((caller.user, function))]
+    # only functions that the caller may use: otherwise naming one in a bundle would be a way to read it
+    mine = [function for function in bundle.function_ids if function in facts.functions]
     new_functions = [function for function in mine if not known.get((work.endpoint, function))]
 
     async def write(connection: AsyncConnection) -> TakenIn:
@@ -74,7 +76,20 @@ async def _facts(door: Door, caller: Caller, bundle: Bundle) -> Facts:
     access = await _access(door, caller, bundle.work.endpoint)
     key = await _key(door, caller, bundle.work.key)
     owned = await _functions(door, caller, bundle.function_ids)
-    return Facts(caller.user, key, access.name, access.trusted, owned, now_ms())
+    sign, now = door.live.sign(bundle.work.endpoint), now_ms()
+    pools = sign.heartbeat.pools if sign is not None and now - sign.seen <= ONLINE_MS else []
+    pythons = await _pythons(door, bundle.function_ids) if pools else {}
+    return Facts(caller.user, key, access.name, access.trusted, owned, now, pythons, pools)
+
+
+async def _pythons(door: Door, identifiers: list[str]) -> dict[str, str]:
+    """The minor versions of Python that functions need, '' any; a record never changes."""
+    known = door.known.pythons
+    if unknown := [function for function in identifiers if known.get(function) is None]:
+        async with door.database.read() as connection:
+            for function, python in (await functions.pythons(connection, unknown)).items():
+                known.put(function, python)
+    return {function: python for function in identifiers if (python := known.get(function))}
 
 
 async def _access(door: Door, caller: Caller, endpoint: str) -> Access:
@@ -103,6 +118,9 @@ async def _functions(door: Door, caller: Caller, identifiers: list[str]) -> set[
     unknown = [function for function in identifiers if not known.get((caller.user, function))]
     if unknown:
         async with door.database.read() as connection:
-            for function in await functions.owned(connection, caller.user, unknown):
-                known.put((caller.user, function), True)
-    return {function for function in identifiers if known.get((caller.user, function))}
+            owned = await functions.owned(connection, caller.user, unknown)
+            shared = await functions.shared(connection, caller.user, set(unknown) - owned)  # not remembered: sharing may end at any time
+        for function in owned:
+            known.put((caller.user, function), True)
+        return {*identifiers} - {*unknown} | owned | shared
+    return {*identifiers}

@@ -142,6 +142,25 @@ endpoint_functions = Table(  # functions of bundles sent to an endpoint: what it
     Column("function_id", HASH, ForeignKey("functions.id"), primary_key=True),
 )
 
+function_names = Table(  # `owner/name@version`; a version is never given twice, so a deleted one keeps its row
+    "function_names",
+    metadata,
+    Column("owner", HEX, ForeignKey("users.id"), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("function_id", HASH, ForeignKey("functions.id"), nullable=False, index=True),
+    Column("created", BigInteger, nullable=False),
+    Column("deleted", BigInteger, nullable=False, default=0),
+)
+
+function_shares = Table(  # who else may use a name
+    "function_shares",
+    metadata,
+    Column("owner", HEX, ForeignKey("users.id"), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("user_id", HEX, ForeignKey("users.id"), primary_key=True, index=True),
+)
+
 groups = Table(
     "groups",
     metadata,
@@ -250,4 +269,13 @@ listeners = Table(
     Column("session_id", HEX, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
     Column("group_id", HEX, ForeignKey("groups.id"), primary_key=True, index=True),
     Column("created", BigInteger, nullable=False, index=True),
+)
+
+claims = Table(  # who of several front doors does what, until when (by the database's clock); claimant '': nobody
+    "claims",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("claimant", HEX, nullable=False, default=""),
+    Column("until", BigInteger, nullable=False, default=0),
 )

@@ -1,40 +1,46 @@
-"""Why is it not running?  One sentence."""
+"""Why is it not running?  What the store and the endpoint's last heartbeat say of it."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
 from funcmq.broker import api
+from funcmq.broker.messages import PoolStatus
 from funcmq.forwarder.live import ONLINE_MS, Sign
 
 
-def waiting_for(state: api.State, sign: Sign | None, running_since: int, now: int) -> str:
-    """What an open task waits for, given its endpoint's last heartbeat."""
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A task that has not ended: the pool it names and its walltime ('' and 0 where none), since when it runs and on which host ('' where
+    that is not known), and the number of tasks before it where somebody counted them.
+    """
+
+    state: api.State
+    pool: str = ""
+    walltime_s: float = 0.0
+    since: int = 0
+    host: str = ""
+    before: int | None = None
+
+
+def why(task: Open, sign: Sign | None, endpoint: str, now: int) -> api.Waiting:
+    """What an open task waits for; `endpoint` is the name of its endpoint, `sign` that one's last heartbeat."""
     if sign is None or now - sign.seen > ONLINE_MS:
-        return _offline(sign)
-    if state == "running":
-        return f"running since {_clock(running_since)} ({sign.heartbeat.host})"
-    if sign.heartbeat.reason:
-        return sign.heartbeat.reason
-    reasons = [f"pool {pool.name}: {pool.reason}" for pool in sign.heartbeat.pools if pool.reason]
-    if reasons:
-        return "; ".join(reasons)
-    return _queue(state, sum(sign.heartbeat.queued.values()))
+        return api.Waiting(kind="offline") if sign is None else api.Waiting(kind="offline", since=sign.seen, host=sign.heartbeat.host)
+    if task.state == "running":
+        return api.Waiting(kind="running", since=task.since, host=task.host or endpoint, walltime_s=task.walltime_s)
+    if reason := sign.heartbeat.reason or _of_pools(task.pool, sign.heartbeat.pools):
+        return api.Waiting(kind="reason", reason=reason)
+    if task.state != "received":
+        return api.Waiting(kind="broker" if task.state == "accepted" else "delivery")
+    queued = sum(sign.heartbeat.queued.values())
+    ahead = max(0, queued - 1) if task.before is None else max(0, min(task.before - sign.heartbeat.running, queued))
+    return api.Waiting(kind="ahead", ahead=ahead) if ahead else api.Waiting(kind="worker")
 
 
-def _offline(sign: Sign | None) -> str:
-    if sign is None:
-        return "endpoint offline (not seen yet)"
-    return f"endpoint offline since {_clock(sign.seen)} ({sign.heartbeat.host})"
-
-
-def _queue(state: api.State, queued: int) -> str:
-    if state == "accepted":
-        return "the broker to confirm it"
-    if state == "published":
-        return "the endpoint to take it from its queue"
-    return f"{queued:,} tasks wait at the endpoint" if queued else "a worker"
-
-
-def _clock(at: int) -> str:
-    return datetime.fromtimestamp(at / 1000, UTC).strftime("%H:%M UTC")
+def _of_pools(wanted: str, pools: list[PoolStatus]) -> str:
+    """Why none of the pools that may take the task runs it; '' where one does."""
+    able = [pool for pool in pools if not wanted or pool.name == wanted]
+    if any(not pool.reason for pool in able):
+        return ""
+    return "; ".join(pool.reason if len(able) == 1 else f"pool {pool.name}: {pool.reason}" for pool in able)
