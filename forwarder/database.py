@@ -56,6 +56,8 @@ class Database:
 
     def __init__(self, writing: AsyncEngine, reading: AsyncEngine) -> None:
         self._writing, self._reading = writing, reading
+        self.exclusive = writing.dialect.name == "sqlite"
+        """Whether no other process can open it."""
         self.write = Writer(writing, in_thread=writing.dialect.name == "sqlite")
 
     def read(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from funcmq.broker.connection import Broker
+from funcmq.dev.postgres import PostgresNode
 from funcmq.dev.rabbitmq import Node
 from funcmq.dev.stack import Options, Stack
 
@@ -15,7 +16,7 @@ WORKERS = 2
 """Of an endpoint, where a test does not need more."""
 
 
-SHARED = ("wide", "stack", "rabbitmq")
+SHARED = ("wide", "stack", "rabbitmq", "postgres")
 """Fixtures that take seconds to start: tests that use one of them run in one process, so that it starts once."""
 
 
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 async def rabbitmq() -> AsyncIterator[Node]:
     """A private RabbitMQ node.  Without rabbitmq-server the tests fail, and say how to install it."""
     async with Node() as node:
+        yield node
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres() -> AsyncIterator[PostgresNode]:
+    """A private PostgreSQL server.  Without PostgreSQL the tests fail, and say how to install it."""
+    async with PostgresNode() as node:
         yield node
 
 

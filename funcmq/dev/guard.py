@@ -2,8 +2,8 @@
 
 A server started as a plain child survives a kill -9 of its parent.  This process stands between them, in a session of its own: it reads
 one job (JSON, one line) from stdin, starts the job's commands in order, says `ready` or `failed: REASON` on stdout, and ends them in
-reverse order when the parent is gone, on SIGTERM, or when one of them ends by itself (`died: NAME`).  Each gets SIGTERM, then after its
-grace SIGKILL, to its whole process group.  The job's folder, if named, is deleted last.
+reverse order when the parent is gone, on SIGTERM, or when one of them ends by itself (`died: NAME`).  Each gets SIGTERM (or the signal that
+it wants), then after its grace SIGKILL, to its whole process group.  The job's folder, if named, is deleted last.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import sys
 from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from funcmq.broker.lifeline import VARIABLE, gone
 from funcmq.dev.process import die_with_parent
@@ -31,7 +33,7 @@ _PROBE_S = 0.02
 class Command:
     """One server.  It is up when `ready_text` appears in its output, or something listens on `ready_port` of the loopback address.
 
-    `grace`: seconds between SIGTERM and SIGKILL; with 0 it is killed at once.
+    `grace`: seconds between `end_signal` and SIGKILL; with 0 it is killed at once.  `user`: as whom a root owner runs it; '' is as itself.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Command:
     ready_text: str = ""
     ready_port: int = 0
     grace: float = 3.0
+    end_signal: int = signal.SIGTERM
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,14 @@ class Job:
         """The inverse of `text`."""
         read = json.loads(text)
         return cls([Command(**command) for command in read["commands"]], read["folder"])
+
+
+def as_user(name: str) -> dict[str, Any]:
+    """What makes a subprocess run as this user, with that user's group only; nothing for ''."""
+    if not name:
+        return {}
+    entry = pwd.getpwnam(name)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
 class Server:
@@ -80,6 +92,7 @@ class Server:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=die_with_parent(signal.SIGKILL),  # should somebody kill this process the hard way
+            **as_user(command.user),
         )
         return cls(command, process)
 
@@ -98,7 +111,7 @@ class Server:
     async def end(self) -> None:
         """Nothing of its process group runs when this returns."""
         if self.command.grace:
-            self._signal(signal.SIGTERM)
+            self._signal(self.command.end_signal)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.command.grace):
                     await self._process.wait()
@@ -106,7 +119,7 @@ class Server:
         await self._process.wait()
         self._output.cancel()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 

@@ -1,7 +1,8 @@
-"""`python -m funcmq.dev.install`: RabbitMQ from the system's packages, if there is none; `make setup` calls it.
+"""`python -m funcmq.dev.install`: RabbitMQ and PostgreSQL from the system's packages, where they are missing; `make setup` calls it.
 
-Only apt-get is driven; elsewhere it says the line to type.  Debian's package starts a broker of its own where systemd runs: that one is
-switched off again, because funcmq starts a private one.  A RabbitMQ that was there before is left as it is.
+Only apt-get is driven; elsewhere it says the line to type.  Debian's packages start a broker and a database of their own where systemd
+runs (and the database wherever an init script may): those are switched off again, because funcmq starts private ones.  What was there
+before is left as it is.
 """
 
 from __future__ import annotations
@@ -10,33 +11,53 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from funcmq.broker.errors import ConfigurationError
-from funcmq.dev.rabbitmq import find_programs, install_command
+from funcmq.dev import postgres, rabbitmq
 
-PACKAGE = "rabbitmq-server"
-UNIT = "rabbitmq-server.service"
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Something to install: how to find it, the line for a person, Debian's package, and the systemd unit that this starts."""
+
+    name: str
+    find: Callable[[], object]
+    line: Callable[[], str]
+    package: str
+    unit: str
+
+    def is_there(self) -> bool:
+        """Whether it is installed."""
+        try:
+            self.find()
+        except ConfigurationError:
+            return False
+        return True
+
+
+SERVERS = (
+    Server("RabbitMQ", rabbitmq.find_programs, rabbitmq.install_command, "rabbitmq-server", "rabbitmq-server.service"),
+    Server("PostgreSQL", postgres.find_programs, postgres.install_command, "postgresql", "postgresql.service"),
+)
 
 
 def main() -> int:
-    """The exit status: 0 when RabbitMQ is there."""
-    if _is_there():
+    """The exit status: 0 when all of them are there."""
+    return max(_provide(server) for server in SERVERS)
+
+
+def _provide(server: Server) -> int:
+    if server.is_there():
         return 0
-    line = install_command()
-    print(f"RabbitMQ is not installed here; installing it: {line}", flush=True)  # noqa: T201
-    if _may_install() and _install() and _is_there():
+    line = server.line()
+    print(f"{server.name} is not installed here; installing it: {line}", flush=True)  # noqa: T201
+    if _may_install() and _install(server) and server.is_there():
         return 0
-    print(f"Error: RabbitMQ is missing and could not be installed from here.\nInstall it: {line}", file=sys.stderr)  # noqa: T201
+    print(f"Error: {server.name} is missing and could not be installed from here.\nInstall it: {line}", file=sys.stderr)  # noqa: T201
     return 1
-
-
-def _is_there() -> bool:
-    try:
-        find_programs()
-    except ConfigurationError:
-        return False
-    return True
 
 
 def _may_install() -> bool:
@@ -52,19 +73,22 @@ def _as_root() -> list[str] | None:
     return ["sudo"] if sys.stdin.isatty() else ["sudo", "-n"]
 
 
-def _install() -> bool:
-    if not _get("install", "--no-install-recommends", PACKAGE):  # often only because the lists are old or missing
-        return _get("update") and _get("install", "--no-install-recommends", PACKAGE) and _switch_off()
-    return _switch_off()
+def _install(server: Server) -> bool:
+    if not _get("install", "--no-install-recommends", server.package):  # often only because the lists are old or missing
+        return _get("update") and _get("install", "--no-install-recommends", server.package) and _switch_off(server)
+    return _switch_off(server)
 
 
 def _get(*words: str) -> bool:
     return _run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", *words)
 
 
-def _switch_off() -> bool:
+def _switch_off(server: Server) -> bool:
+    """Nothing of the system's own is left running: the unit, and what Debian's script of PostgreSQL started without systemd."""
     if Path("/run/systemd/system").exists():
-        _run("systemctl", "disable", "--now", UNIT)
+        _run("systemctl", "disable", "--now", server.unit)
+    elif server.unit == "postgresql.service" and Path("/etc/init.d/postgresql").exists():
+        _run("/etc/init.d/postgresql", "stop")
     return True
 
 

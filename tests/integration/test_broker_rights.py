@@ -20,7 +20,7 @@ from funcmq.broker.errors import NotAllowed
 from funcmq.broker.ids import group_id, new_hex
 from funcmq.dev.rabbitmq import Node
 from funcmq.forwarder.service import serving
-from tests.integration.test_forwarder import Endpoint, Fabric, call_task, settings_for
+from tests.forwarder_rig import Endpoint, Fabric, call_task, settings_for, sqlite_url
 
 Attempt = Callable[[AbstractChannel], Awaitable[object]]
 
@@ -30,7 +30,7 @@ REFUSED = (aiormq.exceptions.ChannelAccessRefused, aiormq.exceptions.ChannelPrec
 @pytest_asyncio.fixture
 async def fabric(rabbitmq: Node, tmp_path: Path) -> AsyncIterator[Fabric]:
     async with contextlib.AsyncExitStack() as stack:
-        running = await stack.enter_async_context(serving(settings_for(rabbitmq, tmp_path)))
+        running = await stack.enter_async_context(serving(settings_for(rabbitmq, sqlite_url(tmp_path))))
         await running.door.link.ready()
         made = Fabric(running, rabbitmq, stack)
         assert running.code is not None

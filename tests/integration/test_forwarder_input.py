@@ -17,7 +17,7 @@ from funcmq.broker.http import Api
 from funcmq.broker.ids import new_hex
 from funcmq.dev.rabbitmq import Node
 from funcmq.forwarder.service import TABLES, serving
-from tests.integration.test_forwarder import settings_for
+from tests.forwarder_rig import settings_for, sqlite_url
 
 BODIES = [
     b"",
@@ -41,7 +41,7 @@ QUERIES = ["", "?limit=-1", "?limit=99999999999999999999", "?state=nonsense", "?
 @pytest.mark.asyncio
 async def test_no_input_breaks_a_route(rabbitmq: Node, tmp_path: Path) -> None:
     """Every route with every wrong body, id and query, with a user's and an endpoint's token: a named error, never a 5xx."""
-    async with serving(settings_for(rabbitmq, tmp_path)) as running:
+    async with serving(settings_for(rabbitmq, sqlite_url(tmp_path))) as running:
         await running.door.link.ready()
         assert running.code is not None
         async with Api(running.url) as door:
@@ -82,7 +82,7 @@ async def refuse_or_answer(session: aiohttp.ClientSession, method: str, url: str
 async def test_serve_starts_says_its_code_and_stops_in_order(rabbitmq: Node, tmp_path: Path) -> None:
     """It prints the first code, writes it for nobody else to read, answers /ready, ends with 0 at SIGTERM, and prints no secret."""
     code_file = tmp_path / "code"
-    settings = settings_for(rabbitmq, tmp_path)
+    settings = settings_for(rabbitmq, sqlite_url(tmp_path))
     environ = os.environ | {
         "FUNCMQ_BROKER_URL": rabbitmq.url,
         "FUNCMQ_MANAGEMENT_URL": rabbitmq.management_url,
