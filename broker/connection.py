@@ -15,6 +15,7 @@ import aio_pika
 import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import FieldTable
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
 from funcmq.broker.errors import NotAllowed, Unreachable
@@ -51,17 +52,18 @@ class Broker:
 
 
 class Dialler(Protocol):
-    """The way to a broker: given its URL, the URL to really connect to, for as long as the context lasts.  A WebSocket tunnel is another
-    one of these.
+    """The way to a broker: given its URL, how one connection to it is opened, for as long as the context lasts.
+
+    Entering it, or opening the connection, raises one of LOST where there is no way.  `funcmq.broker.tunnel` has another one.
     """
 
-    def __call__(self, url: str) -> contextlib.AbstractAsyncContextManager[str]: ...
+    def __call__(self, url: str) -> contextlib.AbstractAsyncContextManager[TransportFactory]: ...
 
 
 @contextlib.asynccontextmanager
-async def direct(url: str) -> AsyncIterator[str]:
+async def direct(url: str) -> AsyncIterator[TransportFactory]:
     """No detour."""
-    yield url
+    yield TLSTransportFactory() if urlsplit(url).scheme == "amqps" else TCPTransportFactory()
 
 
 class Backoff:
@@ -80,13 +82,14 @@ class Backoff:
         await asyncio.sleep(now * random.uniform(0.5, 1.5))
 
 
-async def open_connection(login: str, name: str) -> AbstractConnection:
+async def open_connection(login: str, name: str, how: TransportFactory) -> AbstractConnection:
     """A connection to the broker at a URL with credentials; `name` is what the broker's list shows.  Raises what aio-pika raises.
 
     aio_pika.connect leaves a connection that failed to its finaliser, which may run in a thread without an event loop.
     """
     properties: FieldTable = {"connection_name": name}
     connection = aio_pika.Connection(URL(login), client_properties=properties, heartbeat=HEARTBEAT_S)
+    connection.kwargs["transport_factory"] = how  # aio-pika passes it on to aiormq, but lets no caller of its own name it
     try:
         await connection.connect(timeout=CONNECT_S)
     except BaseException:
@@ -99,6 +102,11 @@ async def close(what: AbstractConnection | AbstractChannel) -> None:
     with contextlib.suppress(*LOST):
         async with within(CLOSE_S):
             await what.close()
+
+
+def gone(connection: AbstractConnection) -> bool:
+    """Whether it has ended.  aio-pika's own `is_closed` is about who closed it: it stays False when the broker did."""
+    return connection.transport is None or connection.transport.connection.is_closed
 
 
 @contextlib.asynccontextmanager
@@ -134,7 +142,7 @@ def say(error: BaseException) -> str:
     return (str(error) or type(error).__name__).rstrip(".")
 
 
-async def check(broker: Broker) -> None:
+async def check(broker: Broker, dial: Dialler = direct) -> None:
     """Log in once and leave.
 
     :raises NotAllowed: user and password are refused.
@@ -143,12 +151,15 @@ async def check(broker: Broker) -> None:
     said = "no URL"
     for url in broker.urls:
         try:
-            connection = await open_connection(broker.login(url), "check")
+            async with within(None), dial(url) as how:
+                await close(await open_connection(broker.login(url), "check", how))
         except aiormq.exceptions.ProbableAuthenticationError:
-            raise NotAllowed(f"{url} refuses the user {broker.user}.") from None
+            raise NotAllowed(
+                f"{url} refuses the user {broker.user}.",
+                hint="Its password is wrong or was withdrawn; that of `funcmq serve` is in FUNCMQ_BROKER_URL.",
+            ) from None
         except LOST as broken:
             said = f"{url}: {say(broken)}"
         else:
-            await close(connection)
             return
     raise Unreachable(f"No broker answers ({said}).")

@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import msgspec
 
-from funcmq.broker import api, codec, releases, skew
+from funcmq.broker import api, codec, pump, releases, skew
 from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotLoggedIn, TaskExpired, Unreachable
 
 log = logging.getLogger("funcmq.http")
@@ -27,9 +27,6 @@ TIMEOUT_S = 60.0
 CONNECT_S = 10.0
 LARGE = 512 * 1024
 """Bytes from which a body is sent in pieces: aiohttp warns of larger ones, because one piece would hold up the event loop."""
-WS_LARGEST = 256 * 1024
-"""Bytes of one message of a WebSocket."""
-WS_CLOSE_S = 2.0
 CLOCK_S = 60.0
 """Between two looks at the clock of the front door."""
 
@@ -98,10 +95,10 @@ class Api:
         """
         if self._session is None:
             raise RuntimeError("an Api is used with `async with`")
-        patience = aiohttp.ClientWSTimeout(ws_close=WS_CLOSE_S)
+        patience = aiohttp.ClientWSTimeout(ws_close=pump.CLOSE_S)
         try:
             async with asyncio.timeout(2 * CONNECT_S):
-                return await self._session.ws_connect(f"{self.url}/v1{path}", timeout=patience, max_msg_size=WS_LARGEST)
+                return await self._session.ws_connect(f"{self.url}/v1{path}", timeout=patience, max_msg_size=pump.LARGEST)
         except aiohttp.WSServerHandshakeError as refused:
             raise _refused(refused.status, self.url) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as broken:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -22,11 +22,12 @@ import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import AbstractChannel as AbstractUnderlayChannel
 
-from funcmq.broker.connection import CONNECT_S, LOST, Backoff, Broker, Dialler, close, direct, heed_cancel, open_connection, say, within
+from funcmq.broker.connection import CONNECT_S, LOST, Backoff, Broker, close, gone, heed_cancel, open_connection, say, within
 from funcmq.broker.consumer import Consumer, Handler
 from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotFound, Unreachable
 from funcmq.broker.ids import new_hex
 from funcmq.broker.topology import Topology
+from funcmq.broker.transport import Route, Way, Ways
 
 log = logging.getLogger("funcmq.link")
 
@@ -40,6 +41,7 @@ class Link:
     :param broker: asked before every round of connecting; may raise a FuncmqError to try again later, or let any other exception end the
     link.
     :param on_up: runs after every connect, before anybody sees the link as up: declare, send again.
+    :param ways: how to get there; without it the direct way only.
     """
 
     def __init__(
@@ -48,9 +50,9 @@ class Link:
         broker: Callable[[], Awaitable[Broker]],
         *,
         on_up: Callable[[Link], Awaitable[None]] | None = None,
-        dial: Dialler = direct,
+        ways: Ways | None = None,
     ) -> None:
-        self._name, self._broker, self._on_up, self._dial = name, broker, on_up, dial
+        self._name, self._broker, self._on_up, self._ways = name, broker, on_up, ways or Ways()
         self._up = asyncio.Event()
         self._consuming: AbstractConnection | None = None
         self._publishing: AbstractConnection | None = None
@@ -129,7 +131,9 @@ class Link:
                 )
                 await channel.basic_publish(body, exchange=exchange, routing_key=key, properties=properties, mandatory=mandatory)
         except aiormq.exceptions.PublishError:
-            raise NotFound(f"No queue takes messages for {key!r} on the exchange {exchange!r}.") from None
+            raise NotFound(
+                f"No queue takes messages for {key!r} on the exchange {exchange!r}.", hint="It is made again when its owner connects."
+            ) from None
         except aiormq.exceptions.DeliveryError:
             raise Busy(f"The broker refused a message for {key!r}: its queue is full.") from None
         except TimeoutError:
@@ -225,15 +229,20 @@ class Link:
         backoff = Backoff()
         while True:
             try:
-                broker = await self._broker()
-                for url in random.sample(broker.urls, len(broker.urls)):
-                    if await self._hold(broker, url):
-                        backoff.reset()
-                        break
+                if await self._round(await self._broker()):
+                    backoff.reset()
             except FuncmqError as refused:
                 self._complain(f"cannot connect: {refused.message}")
             heed_cancel()
             await backoff.wait()
+
+    async def _round(self, broker: Broker) -> bool:
+        """Try every node and every way once; whether one of them worked."""
+        for route in self._ways.routes(broker.urls):
+            if await self._hold(broker, route):
+                return True
+            heed_cancel()
+        return False
 
     def _complain(self, what: str) -> None:
         """Say it once: what keeps a link away is the same at every try."""
@@ -241,16 +250,15 @@ class Link:
         self._complaint = what
         log.log(level, "%s %s; it tries again", self._name, what)
 
-    async def _hold(self, broker: Broker, url: str) -> bool:
+    async def _hold(self, broker: Broker, route: Route) -> bool:
         """Connect to one node and stay until a connection is lost; whether it was up at all."""
-        lost = asyncio.Event()
+        lost, began = asyncio.Event(), time.monotonic()
         was_up = False
         try:
             async with within(None), contextlib.AsyncExitStack() as stack:
-                login = broker.login(await stack.enter_async_context(self._dial(url)))
                 self._user = broker.user
-                self._consuming = await self._connect(stack, login, "consumes", lost)
-                self._publishing = await self._connect(stack, login, "publishes", lost)
+                self._consuming = await self._connect(stack, broker, route, "consumes", lost)
+                self._publishing = await self._connect(stack, broker, route, "publishes", lost)
                 stack.callback(self._down)
                 if self._on_up is not None:
                     await self._on_up(self)
@@ -258,18 +266,39 @@ class Link:
                 self._up.set()
                 was_up = True
                 self._complaint = ""
-                log.info("%s is connected to %s", self._name, url)
-                await lost.wait()
+                log.info("%s is connected to %s", self._name, self._ways.worked(route))
+                await self._stay(broker, route, lost)
         except aiormq.exceptions.ProbableAuthenticationError:
-            self._complain(f"may not log in at {url} as {broker.user}")
+            self._ways.answered(route)
+            self._complain(f"may not log in at {route.url} as {broker.user}")
         except LOST as broken:
-            self._complain(f"lost {url}: {say(broken)}")
+            if not was_up:
+                self._ways.failed(route, began, say(broken))
+            self._complain(f"lost {route.url}: {say(broken)}")
         return was_up
 
-    async def _connect(self, stack: contextlib.AsyncExitStack, login: str, verb: str, lost: asyncio.Event) -> AbstractConnection:
-        connection = await open_connection(login, f"{self._name} {verb}")
-        connection.close_callbacks.add(lambda *_: lost.set())
+    async def _stay(self, broker: Broker, route: Route, lost: asyncio.Event) -> None:
+        """Until a connection is lost, or there is a better way."""
+        if route.way is Way.DIRECT:
+            await lost.wait()
+            return
+        waits = [asyncio.create_task(lost.wait()), asyncio.create_task(self._ways.direct_answers(broker), name="look for the direct way")]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _connect(
+        self, stack: contextlib.AsyncExitStack, broker: Broker, route: Route, verb: str, lost: asyncio.Event
+    ) -> AbstractConnection:
+        how = await stack.enter_async_context(route.dial(route.url))
+        connection = await open_connection(broker.login(route.url), f"{self._name} {verb}", how)
         stack.push_async_callback(close, connection)
+        connection.close_callbacks.add(lambda *_: lost.set())
+        if gone(connection):  # it may have ended before anybody could ask to be told
+            raise ConnectionError("the connection was closed")
         return connection
 
     def _down(self) -> None:

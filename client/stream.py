@@ -17,6 +17,7 @@ from funcmq.broker.consumer import Consumer, Delivery
 from funcmq.broker.errors import FuncmqError, NotFound
 from funcmq.broker.http import Api
 from funcmq.broker.link import Link
+from funcmq.broker.transport import Ways
 
 log = logging.getLogger("funcmq.client")
 
@@ -37,10 +38,12 @@ class Listener:
 
     :param handle: gets every delivery.
     :param caught_up: runs after every (re)connect: what was missed is in the store.
+    :raises ConfigurationError: `FUNCMQ_TRANSPORT` names no way to connect.
     """
 
     def __init__(self, front: Api, handle: Callable[[Delivery], Awaitable[None]], caught_up: Callable[[], Awaitable[None]]) -> None:
         self._front, self._handle, self._caught_up = front, handle, caught_up
+        self._ways = Ways.by(front)
         self._groups: set[str] = set()
         self._session: api.SessionAnswer | None = None
         self._lock = asyncio.Lock()
@@ -150,7 +153,7 @@ class Listener:
         async def on_up(_: Link) -> None:
             up.set()
 
-        async with Link("funcmq client", broker, on_up=on_up) as link, asyncio.TaskGroup() as group:
+        async with Link("funcmq client", broker, on_up=on_up, ways=self._ways) as link, asyncio.TaskGroup() as group:
             self._standing = link, link.consume(stream.queue, self._handle, prefetch=PREFETCH)
             group.create_task(link.ended(), name="the stream's end")
             await self._greet(up, *self._standing)

@@ -30,6 +30,7 @@ from funcmq.broker.link import Link
 from funcmq.broker.messages import Cancel, Dispatch, Order, Signed, Stored
 from funcmq.broker.signing import PrivateKey
 from funcmq.broker.topology import RESULTS, STATUS, control_queue, tasks_queue
+from funcmq.broker.transport import Ways
 from funcmq.endpoint import leftovers, values, writes
 from funcmq.endpoint.clock import now_ms
 from funcmq.endpoint.config import EndpointConfig
@@ -68,6 +69,7 @@ class Daemon:
     _signer: Signer
     _lease: Lease
     _engine: Engine
+    _ways: Ways
     _link: Link
     _voice: Voice
     _sender: Sender
@@ -110,6 +112,7 @@ class Daemon:
         values.clear(self.config.run_dir)
 
     async def _with_lease(self, front: Api) -> int:
+        self._ways = Ways.by(front)
         functions = Functions(self.config.run_dir / "functions", lambda function: front.fetch_raw(f"/functions/{function}"))
         pools = {pool.name: {"workers": float(workers_per_node(pool))} for pool in self.config.pools}
         core = Core(pools, socket.gethostname())
@@ -133,7 +136,8 @@ class Daemon:
         place = Place(self.config.run_dir, self.config.address, self._journal.identity.id)
         async with contextlib.AsyncExitStack() as stack:
             self._pools = [await stack.enter_async_context(Pool(pool, place, self._engine)) for pool in self.config.pools]
-            self._link = await stack.enter_async_context(Link(f"endpoint {self.config.name}", self._lease.broker))
+            link = Link(f"endpoint {self.config.name}", self._lease.broker, ways=self._ways)
+            self._link = await stack.enter_async_context(link)
             bundles = self._engine.core.bundles
             self._voice = Voice(self._link, self.config.id, self._journal.identity.id, lambda bundle: bundle in bundles)
             self._sender = Sender(self._outbox, self._fetch_result, self._publish_result)

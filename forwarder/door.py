@@ -42,11 +42,15 @@ class Known:
     functions: Memo[tuple[str, str], bool] = field(default_factory=lambda: Memo(3600, 100_000))
     groups: Memo[str, str] = field(default_factory=lambda: Memo(3600, 100_000))
     endpoint_functions: Memo[tuple[str, str], bool] = field(default_factory=lambda: Memo(3600, 100_000))
+    watchers: list[Callable[[], None]] = field(default_factory=list)
+    """Called when rights change."""
 
     def forget_rights(self) -> None:
         """Somebody's rights changed."""
         for memo in (self.callers, self.keys, self.access):
             memo.clear()
+        for watcher in self.watchers:
+            watcher()
 
 
 @dataclass(frozen=True, slots=True)

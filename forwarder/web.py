@@ -142,7 +142,7 @@ def build(door: Any, gate: Gate, tables: list[Routes], watch: Watch | None = Non
 def _serve(route: Route, door: Any, gate: Gate) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def serve(request: web.Request) -> web.Response:
         releases.check(releases.release(), request.headers.get(releases.HEADER, ""))
-        caller = await _admit(request, route, gate)
+        caller = await admit(request, route, gate)
         query = _parameters(route.query, request.query)
         body = _decode(_kind(route, request.content_type), request.content_type, await _read(request, route.limit))
         answer = await route.handler(door, Call(body, request.match_info, query, caller))
@@ -151,7 +151,12 @@ def _serve(route: Route, door: Any, gate: Gate) -> Callable[[web.Request], Await
     return serve
 
 
-async def _admit(request: web.Request, route: Route, gate: Gate) -> Caller | None:
+async def admit(request: web.Request, route: Route, gate: Gate) -> Caller | None:
+    """Who calls, if the route is for him.
+
+    :raises NotLoggedIn: no token, or none that works.
+    :raises NotAllowed: this route is for others.
+    """
     kind, _, token = request.headers.get("Authorization", "").partition(" ")
     if route.who is Who.NOBODY or (Who.ANYBODY in route.who and not token):
         return None
