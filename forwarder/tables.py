@@ -68,6 +68,7 @@ endpoints = Table(
     Column("journal", String(64), nullable=False, default=""),
     Column("birth", BigInteger, nullable=False, default=0),
     Column("since", BigInteger, nullable=False, default=0),
+    Column("gone", BigInteger, nullable=False, server_default="0"),  # when a journal was given up for gone last
     Column("secret", HASH, nullable=False, default=""),
     Column("trusted", Text, nullable=True),  # JSON list of key ids; NULL before the first lease
     # what it said of itself last
@@ -187,6 +188,8 @@ bundles = Table(
     Column("tried", BigInteger, nullable=False),  # when it was last given to the broker
     Column("published", BigInteger, nullable=False, default=0),
     Column("received", BigInteger, nullable=False, default=0),
+    Column("resent", SmallInteger, nullable=False, server_default="0"),  # sendings because it had gone missing; see `evidence`
+    Column("deaths", SmallInteger, nullable=False, server_default="0"),  # how often its queue gave it up; see `dead`
     Index("ix_bundles_user_seq", "user_id", "seq"),
     Index("ix_bundles_group_seq", "group_id", "seq"),
     Index("ix_bundles_endpoint_seq", "endpoint_id", "seq"),
@@ -242,6 +245,25 @@ cancels = Table(  # requests; a row goes when its task has ended
     Column("task", LargeBinary(16), ForeignKey("tasks.id"), primary_key=True),
     Column("endpoint_id", HEX, ForeignKey("endpoints.id"), nullable=False, index=True),
     Column("asked", BigInteger, nullable=False),
+)
+
+dead_letters = Table(  # what could not be delivered; one row for each bundle, or for each body that matches none
+    "dead_letters",
+    metadata,
+    Column("id", HEX, primary_key=True),
+    Column("digest", HASH, nullable=False, unique=True),  # the bundle's id, or the SHA-256 of the body
+    Column("bundle", BigInteger, ForeignKey("bundles.seq"), nullable=True, index=True),
+    Column("user_id", HEX, nullable=False),  # whose bundle it is; '' where it matches none
+    Column("endpoint_id", HEX, nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("said", Text, nullable=False),  # the same for people
+    Column("message", String(64), nullable=False),  # AMQP id of the last one: the same one may come twice
+    Column("kind", String(64), nullable=False),
+    Column("data", LargeBinary, nullable=True),  # the body, where there is no bundle that has it
+    Column("first", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False, index=True),
+    Column("times", Integer, nullable=False),
+    Column("reinjected", BigInteger, nullable=False),
 )
 
 task_keys = Table(  # idempotency keys
