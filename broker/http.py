@@ -54,7 +54,7 @@ class Api:
         """How many seconds this host's clock is ahead of the front door's, as far as is known."""
         self._clock_known = -CLOCK_S
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_S)
-        self._proxy = _proxy(url)
+        self._proxy = proxy_of(url)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Api:
@@ -138,7 +138,7 @@ class Api:
         return error
 
 
-def _proxy(url: str) -> str | None:
+def proxy_of(url: str) -> str | None:
     """The proxy that the environment names for this URL (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
     parts = urlsplit(url)
     return None if not parts.hostname or proxy_bypass(parts.hostname) else getproxies().get(parts.scheme)

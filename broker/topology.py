@@ -72,6 +72,10 @@ def stream_queue(session: str) -> str:
     return f"stream.{session}"
 
 
+def reply_queue(ask: str) -> str:
+    return f"reply.{ask}"
+
+
 def results_key(endpoint: str, group: str) -> str:
     """Key of results, receipts and `running` of one group."""
     return f"{endpoint}.{group}"
@@ -146,3 +150,9 @@ def stream(session: str, groups: tuple[str, ...] = ()) -> Topology:
     }
     bindings = ((STREAMS, session), *((RESULTS, group_pattern(group)) for group in groups))
     return Topology(queues=(Queue(stream_queue(session), arguments, bindings),))
+
+
+def reply(ask: str, endpoint: str) -> Topology:
+    """Where a front door hears one answer of one endpoint, beside its heartbeats; it goes a minute after it."""
+    arguments: dict[str, Argument] = {"x-queue-type": "classic", "x-expires": 60_000, "x-max-length": 100, "x-overflow": "drop-head"}
+    return Topology(queues=(Queue(reply_queue(ask), arguments, ((STATUS, endpoint),)),))

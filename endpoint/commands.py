@@ -1,36 +1,38 @@
-"""`funcmq endpoint …`: making, starting, stopping and looking at endpoints of this user on this host.
+"""`funcmq endpoint …`: starting, stopping and looking at endpoints, on their own host or from any other one.
 
+On the daemon's own host nothing needs the fabric; from elsewhere the front door passes on what the owner says, and the daemon answers.
 Nothing heavy is imported before it is needed: `--help` is quick.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from funcmq.broker import api
-from funcmq.broker.errors import AlreadyRunning, ConfigurationError, Conflict, FuncmqError, NotFound
-from funcmq.broker.settings import resolve
-from funcmq.endpoint.config import EndpointConfig, endpoint_folder, load, template
+from funcmq.broker.errors import AlreadyRunning, FuncmqError
+from funcmq.endpoint import doctor_commands, setup_commands, trust_commands
+from funcmq.endpoint.config import EndpointConfig, load
+from funcmq.endpoint.fabric import ask, find, local
+from funcmq.endpoint.looks import OUTPUT, PROFILE, people, print_rows, row_of
 from funcmq.endpoint.process import LOOK_S, START_S, detach, running, serve, state
 
-OUTPUT = click.option("-o", "--output", type=click.Choice(["table", "json", "jsonl"]), default="table", help="How to print.")
-PROFILE = click.option("--profile", default=None, help="The profile of config.toml to use.")
-
-
 if TYPE_CHECKING:
-    from funcmq.broker.signing import PrivateKey
+    from funcmq.broker import api
+    from funcmq.broker.http import Api
+
+AFAR_S = 90.0
+"""How long `stop` waits for a daemon on another host."""
+ASK_AGAIN_S = 0.5
+TIMED_OUT = 5
+LINE = 200
+"""Bytes of a line of a log, roughly."""
 
 
 @click.group()
@@ -38,99 +40,15 @@ def endpoint() -> None:
     """Make, start, stop and look at endpoints."""
 
 
-# -- init -------------------------------------------------------------------------------------------------------------------
-
-
-@endpoint.command()
-@click.argument("name")
-@click.option("--url", default=None, help="The front door; default: as configured.")
-@click.option("--workers", type=click.IntRange(1), default=None, help="Worker processes on this host; default: one for every CPU.")
-@click.option("--journal-dir", type=click.Path(path_type=Path), default=None, help="A folder on a disk of this host.")
-@click.option("--run-dir", type=click.Path(path_type=Path), default=None, help="A folder that all workers see.")
-@click.option("--enrolment-code", is_flag=True, help="Register with a one-time code: from FUNCMQ_ENROLMENT, or asked for.")
-@click.option("--yes", is_flag=True, help="Trust the owner's keys without asking.")
-@PROFILE
-def init(
-    name: str,
-    url: str | None,
-    workers: int | None,
-    journal_dir: Path | None,
-    run_dir: Path | None,
-    enrolment_code: bool,
-    yes: bool,
-    profile: str | None,
-) -> None:
-    """Make an endpoint: its keys, its registration, and a commented endpoint.toml."""
-    folder = endpoint_folder(name)
-    if (folder / "endpoint.toml").exists():
-        raise Conflict(f"There is an endpoint {name!r} here already.", hint=f"`funcmq endpoint delete {name}` removes it.")
-    code = os.environ.get("FUNCMQ_ENROLMENT", "")
-    if enrolment_code and not code:
-        code = click.prompt("Enrolment code", hide_input=True)
-    settings = resolve(url=url, profile=profile)
-    answer = asyncio.run(_register(name, settings.url, "" if code else settings.token, code, folder))
-    trusted = _show_keys(answer, ask=not yes)
-    text = template(name, answer.id, settings.url, workers or os.cpu_count() or 1, str(run_dir or ""), str(journal_dir or ""))
-    for path, content in (("token", answer.token + "\n"), ("trusted_keys", trusted), ("endpoint.toml", text)):
-        _write(folder / path, content)
-    click.echo(f"The endpoint {name} ({answer.id}) is made: {folder}", err=True)
-    click.echo(f"Start it with: funcmq endpoint start {name}", err=True)
-
-
-def _own_key(folder: Path) -> PrivateKey:
-    """The endpoint's key, made if it is not there (an `init` that failed may have left one)."""
-    from funcmq.broker.signing import PrivateKey
-
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
-    path = folder / "key"
-    if not path.exists():
-        PrivateKey.generate().save(path)
-    return PrivateKey.load(path)
-
-
-async def _register(name: str, url: str, token: str, code: str, folder: Path) -> api.EndpointAnswer:
-    key = await asyncio.to_thread(_own_key, folder)
-    request = api.EndpointRequest(name=name, key=key.public.text, host=socket.gethostname(), enrolment=code or None)
-    from funcmq.broker.http import Api
-
-    async with Api(url, token) as front:
-        return await front.call("POST", "/endpoints", request, api.EndpointAnswer)
-
-
-def _show_keys(answer: api.EndpointAnswer, *, ask: bool) -> str:
-    """The text of `trusted_keys`, after showing what it says."""
-    from funcmq.broker.signing import PublicKey
-
-    lines = [f"# Who may send work to {answer.name}: ed25519 BASE64 USER-ID comment, one in a line."]
-    if not answer.owner_keys:
-        click.echo(f"{answer.owner_name} has no signing key yet.  After `funcmq login`: funcmq endpoint trust {answer.name} KEY", err=True)
-        return lines[0] + "\n"
-    click.echo(f"Work signed by these keys of {answer.owner_name} will run here:", err=True)
-    for view in answer.owner_keys:
-        key = PublicKey.parse(view.key)
-        click.echo(f"  {key.fingerprint}  {view.comment}", err=True)
-        lines.append(f"ed25519 {key.text} {answer.owner} {view.comment or answer.owner_name}")
-    if ask and sys.stdin.isatty() and not click.confirm("Are these the fingerprints that `funcmq login` has shown?", err=True):
-        click.echo("None of them is trusted; add them with `funcmq endpoint trust`.", err=True)
-        return lines[0] + "\n"
-    return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8")
-
-
 # -- start and stop ---------------------------------------------------------------------------------------------------------
 
 
 @endpoint.command()
 @click.argument("name")
-@click.option("--foreground", is_flag=True, help="Stay; log to stderr.")
+@click.option("--foreground", is_flag=True, help="Stay; log to stderr too.")
 @click.option("--takeover", is_flag=True, help="Take the endpoint from a journal that is gone.")
 def start(name: str, foreground: bool, takeover: bool) -> None:
-    """Start an endpoint."""
+    """Start an endpoint on this host; it goes on when you log out."""
     config = load(name)
     if foreground:
         sys.exit(serve(config, takeover=takeover))
@@ -143,24 +61,118 @@ def start(name: str, foreground: bool, takeover: bool) -> None:
 @endpoint.command()
 @click.argument("name")
 @click.option("--now", is_flag=True, help="Do not wait for running tasks.")
-def stop(name: str, now: bool) -> None:
-    """Stop an endpoint: it takes no more work, and waits for what runs (stop_grace)."""
-    config = load(name)
-    pid = running(config)
-    if not pid:
-        raise NotFound(f"The endpoint {name} does not run on this host.", hint=f"`funcmq endpoint status {name}` says where it runs.")
+@PROFILE
+def stop(name: str, now: bool, profile: str | None) -> None:
+    """Stop an endpoint, wherever it runs: it takes no more work, and waits for what runs (stop_grace)."""
+    config = local(name)
+    if config is not None and (pid := running(config)):
+        _stop_here(config, pid, now=now)
+    else:
+        host = _stop_afar(config, name, profile, now=now)
+        click.echo(f"The endpoint {name} has ended on {host}.", err=True)
+        return
+    click.echo(f"The endpoint {name} has ended.", err=True)
+
+
+def _stop_here(config: EndpointConfig, pid: int, *, now: bool) -> None:
     for _ in range(2 if now else 1):
         os.kill(pid, signal.SIGTERM)
         time.sleep(LOOK_S)
     deadline = time.monotonic() + config.stop_grace + START_S
     while running(config) == pid:
         if time.monotonic() > deadline:
-            raise FuncmqError(f"The endpoint {name} (pid {pid}) has not ended.", hint=f"See {config.run_dir / 'daemon.log'}.")
+            raise _late(f"The endpoint {config.name} (pid {pid}) has not ended.", f"See {config.run_dir / 'daemon.log'}.")
         time.sleep(LOOK_S)
-    click.echo(f"The endpoint {name} has ended.", err=True)
+
+
+def _stop_afar(config: EndpointConfig | None, name: str, profile: str | None, *, now: bool) -> str:
+    """Say it, again if it is to be at once, and wait; the host."""
+
+    async def stop(front: Api) -> str:
+        import asyncio
+
+        view = await find(front, config.id if config else name)
+        told = await _order(front, view, "stop")
+        if now:
+            await _order(front, view, "stop")
+        click.echo(f"The daemon on {told.host} (pid {told.pid}) is stopping.", err=True)
+        deadline = time.monotonic() + AFAR_S
+        while (seen := await find(front, view.id)).online and seen.since == view.since:
+            if time.monotonic() > deadline:
+                raise _late(f"The endpoint {name} on {told.host} has not ended after {AFAR_S:g} s.", f"See {told.log} there.")
+            await asyncio.sleep(ASK_AGAIN_S)
+        return told.host
+
+    return ask(config, profile, stop)
+
+
+async def _order(front: Api, view: api.EndpointView, verb: Literal["drain", "stop", "logs"], size: int = 0) -> api.OrderAnswer:
+    from funcmq.broker import api
+
+    return await front.call("POST", f"/endpoints/{view.id}/orders", api.OrderRequest(verb=verb, size=size), api.OrderAnswer)
+
+
+def _late(message: str, hint: str) -> FuncmqError:
+    error = FuncmqError(message, hint=hint)
+    error.exit = TIMED_OUT  # type: ignore[misc]
+    return error
+
+
+@endpoint.command()
+@click.argument("name")
+@PROFILE
+def drain(name: str, profile: str | None) -> None:
+    """Have an endpoint take no more work, wherever it runs; what it has, it runs."""
+    config = local(name)
+    host = socket.gethostname()
+    if config is not None and (pid := running(config)):
+        os.kill(pid, signal.SIGUSR1)
+    else:
+        host = _ask_order(config, name, profile, "drain").host
+    click.echo(f"The endpoint {name} on {host} takes no more work; `funcmq endpoint stop {name}` ends it.", err=True)
+
+
+def _ask_order(
+    config: EndpointConfig | None, name: str, profile: str | None, verb: Literal["drain", "logs"], size: int = 0
+) -> api.OrderAnswer:
+    async def order(front: Api) -> api.OrderAnswer:
+        return await _order(front, await find(front, config.id if config else name), verb, size)
+
+    return ask(config, profile, order)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------------
+
+
+@endpoint.command()
+@click.argument("name")
+@click.option("-n", "--lines", type=click.IntRange(1), default=100, show_default=True, help="At most so many, and at most 256 KiB.")
+@OUTPUT
+@PROFILE
+def logs(name: str, lines: int, output: str, profile: str | None) -> None:
+    """Show the end of an endpoint's log, wherever it runs."""
+    from funcmq.endpoint.logfile import MOST_LOG, log_file, tail
+
+    config = local(name)
+    size = min(MOST_LOG, lines * LINE * 5)
+    here = log_file(config.run_dir) if config else None
+    if config is not None and here is not None and (pid := running(config)) is not None:
+        said = {"host": socket.gethostname(), "pid": pid, "log": str(here), "text": tail(here, size)}
+    else:
+        try:
+            told = _ask_order(config, name, profile, "logs", size)
+            said = {"host": told.host, "pid": told.pid, "log": told.log, "text": told.text}
+        except FuncmqError as away:
+            if config is None or here is None or not here.exists():
+                raise
+            click.echo(f"{away.message}  What its last run on this host has left:", err=True)
+            said = {"host": state(config).get("host", socket.gethostname()), "pid": 0, "log": str(here), "text": tail(here, size)}
+    said["text"] = "".join(str(said["text"]).splitlines(keepends=True)[-lines:])
+    if output != "table":
+        click.echo(json.dumps(said))
+        return
+    click.echo(f"{said['log']} on {said['host']}:", err=True)
+    click.echo(said["text"], nl=False)
 
 
 @endpoint.command()
@@ -173,59 +185,27 @@ def status(name: str, output: str, profile: str | None) -> None:
     if output != "table":
         click.echo(json.dumps(row))
         return
-    for key, value in row.items():
-        if value not in ("", None, [], {}, 0):
-            click.echo(f"{key:12} {_say(value)}")
-
-
-def _say(value: Any) -> str:
-    """A value of a row as people read it."""
-    if not isinstance(value, list):
-        return str(value)
-    return "; ".join(_say_pool(item) if isinstance(item, dict) else str(item) for item in value)
-
-
-def _say_pool(pool: dict[str, Any]) -> str:
-    why = f" ({pool['reason']})" if pool["reason"] else ""
-    return f"{pool['name']}: {pool['workers']} of {pool['capacity']} workers, {pool['busy']} busy, {pool['blocks']} blocks{why}"
-
-
-def _row(view: api.EndpointView) -> dict[str, Any]:
-    """What JSON output carries: every field by its name, those of pools too."""
-    import msgspec
-
-    return {**msgspec.structs.asdict(view), "pools": [msgspec.structs.asdict(pool) for pool in view.pools]}
+    for key, value in people(row).items():
+        click.echo(f"{key:12} {value}")
 
 
 def _status(name: str, profile: str | None) -> dict[str, Any]:
-    config = load(name) if (endpoint_folder(name) / "endpoint.toml").exists() else None
+    config = local(name)
     view, why = None, ""
     try:
-        views = asyncio.run(_views(config, profile))
-        view = next((view for view in views if name in {view.name, view.id}), None)
+        view = ask(config, profile, lambda front: find(front, config.id if config else name))
     except FuncmqError as error:
         if config is None:
             raise
         why = error.message
-    if view is None and config is None:
-        raise NotFound(
-            f"There is no endpoint {name!r}.", hint="`funcmq endpoint list` shows those that you can see; `endpoint init` makes one."
-        )
     pid = running(config) if config else None
     row: dict[str, Any] = {"name": name, "id": config.id if config else "", "online": bool(pid)}
     if view is not None:
-        row |= _row(view)
-    if pid:
-        row |= {"pid": pid, "host": socket.gethostname(), "state": state(config).get("state", "") if config else ""}
+        row |= row_of(view)
+        row["state"] = "connected" if view.online else "offline"
+    if pid and config:
+        row |= {"pid": pid, "host": socket.gethostname(), "state": state(config).get("state", "")}
     return row | ({"unreachable": why} if why else {})
-
-
-async def _views(config: EndpointConfig | None, profile: str | None) -> list[api.EndpointView]:
-    settings = resolve(url=config.url if config else None, profile=profile)
-    from funcmq.broker.http import Api
-
-    async with Api(settings.url, settings.token, timeout=10.0) as front:
-        return await front.list("/endpoints", api.EndpointView)
 
 
 @endpoint.command("list")
@@ -233,94 +213,10 @@ async def _views(config: EndpointConfig | None, profile: str | None) -> list[api
 @PROFILE
 def list_(output: str, profile: str | None) -> None:
     """List the endpoints that you can see."""
-    rows = [_row(view) for view in asyncio.run(_views(None, profile))]
-    if output == "json":
-        click.echo(json.dumps(rows))
-    elif output == "jsonl":
-        for row in rows:
-            click.echo(json.dumps(row))
-    else:
-        click.echo(f"{'NAME':20} {'ID':8} {'STATE':8} {'HOST':16} {'WORKERS':>7} {'RUNNING':>7} {'QUEUED':>7}")
-        for row in rows:
-            workers = sum(pool["workers"] for pool in row["pools"])
-            state = "online" if row["online"] else "offline"
-            click.echo(f"{row['name']:20} {row['id'][-8:]:8} {state:8} {row['host']:16} {workers:7} {row['running']:7} {row['queued']:7}")
+    from funcmq.broker import api
+
+    print_rows(ask(None, profile, lambda front: front.list("/endpoints", api.EndpointView)), output)
 
 
-# -- the rest ---------------------------------------------------------------------------------------------------------------
-
-
-@endpoint.command()
-@click.argument("name")
-@click.argument("key")
-@click.option("--user", default=None, help="Id of the user whose key it is; default: you. `*`: a front door that signs for others.")
-@click.option("--comment", default="", help="A word on whose it is.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@PROFILE
-def trust(name: str, key: str, user: str | None, comment: str, yes: bool, profile: str | None) -> None:
-    """Trust a signing KEY (base64) to send work to this endpoint."""
-    from funcmq.broker.ids import is_id
-    from funcmq.broker.signing import PublicKey
-    from funcmq.endpoint.trust import ANYBODY, Trusted, parse
-
-    config = load(name)
-    public = PublicKey.parse(key)
-    if user is None:
-        user = asyncio.run(_me(config, profile)).user
-    if user != ANYBODY and not is_id(user):
-        raise ConfigurationError(f"{user!r} is no user id.", hint="A user id has 32 hex digits; `funcmq whoami` shows yours.")
-    line = Trusted(public, user, comment)
-    known = config.trusted_keys.read_text(encoding="utf-8") if config.trusted_keys.exists() else ""
-    if any(old.key == public and old.user == user for old in parse(known)):
-        click.echo(f"{public.fingerprint} is trusted already.", err=True)
-        return
-    click.echo(f"Work signed by {public.fingerprint} for the user {user} will run on {name}.", err=True)
-    if not yes and sys.stdin.isatty():
-        click.confirm("Is that what you want?", abort=True, err=True)
-    _write(config.trusted_keys, known + ("" if known.endswith("\n") or not known else "\n") + line.line + "\n")
-
-
-async def _me(config: EndpointConfig, profile: str | None) -> api.Me:
-    settings = resolve(url=config.url, profile=profile)
-    from funcmq.broker.http import Api
-
-    async with Api(settings.url, settings.token) as front:
-        return await front.call("GET", "/me", None, api.Me)
-
-
-@endpoint.command()
-@click.argument("name")
-def drain(name: str) -> None:
-    """Have an endpoint take no more work; what it has, it runs."""
-    config = load(name)
-    pid = running(config)
-    if not pid:
-        raise NotFound(f"The endpoint {name} does not run on this host.", hint=f"`funcmq endpoint status {name}` says where it runs.")
-    os.kill(pid, signal.SIGUSR1)
-    click.echo(f"The endpoint {name} takes no more work; `funcmq endpoint stop {name}` ends it.", err=True)
-
-
-@endpoint.command()
-@click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@PROFILE
-def delete(name: str, yes: bool, profile: str | None) -> None:
-    """Remove an endpoint: its registration, its files and its journal."""
-    config = load(name)
-    if (pid := running(config)) is not None:
-        raise AlreadyRunning(f"The endpoint {name} runs, as pid {pid}.", hint=f"`funcmq endpoint stop {name}` first.")
-    if not yes:
-        click.confirm(f"Remove the endpoint {name}, its key, and every task and result that its journal still holds?", abort=True, err=True)
-    with contextlib.suppress(NotFound):
-        asyncio.run(_unregister(config, profile))
-    for folder in (config.journal_dir, config.run_dir, config.folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    click.echo(f"The endpoint {name} is removed.", err=True)
-
-
-async def _unregister(config: EndpointConfig, profile: str | None) -> None:
-    settings = resolve(url=config.url, profile=profile)
-    from funcmq.broker.http import Api
-
-    async with Api(settings.url, settings.token) as front:
-        await front.tell("DELETE", f"/endpoints/{config.id}")
+for _command in (*setup_commands.COMMANDS, *trust_commands.COMMANDS, *doctor_commands.COMMANDS):
+    endpoint.add_command(_command)

@@ -6,14 +6,15 @@ about (`ConfigurationError`, exit status 78).
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from funcmq.broker import tomlfile
 from funcmq.broker.errors import ConfigurationError
 from funcmq.broker.ids import is_id
 from funcmq.broker.settings import config_dir
@@ -68,6 +69,22 @@ class EndpointConfig:
         """The endpoint's own token for the front door."""
         return self.folder / "token"
 
+    def read_token(self) -> str:
+        """What is in it.
+
+        :raises ConfigurationError: it is missing, empty, or readable by others.
+        """
+        hint = f"Bring it back from a copy, or make the endpoint anew: `funcmq endpoint delete {self.name}`, then `init`."
+        try:
+            text, mode = self.token.read_text(encoding="utf-8").strip(), self.token.stat().st_mode & 0o077
+        except (OSError, UnicodeDecodeError) as broken:
+            raise ConfigurationError(f"The endpoint's token {self.token} cannot be read: {broken}.", hint=hint) from None
+        if not text:
+            raise ConfigurationError(f"The endpoint's token {self.token} is empty.", hint=hint)
+        if mode:
+            raise ConfigurationError(f"The endpoint's token {self.token} can be read by others.", hint=f"Run `chmod 600 {self.token}`.")
+        return text
+
 
 def endpoint_folder(name: str) -> Path:
     """Where the files of this endpoint are.
@@ -107,6 +124,8 @@ def load(name: str) -> EndpointConfig:
     path = folder / "endpoint.toml"
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as broken:
+        raise ConfigurationError(f"{path} is not TOML: {broken}.", hint="Bring it back from a copy.") from None
     except OSError as missing:
         raise ConfigurationError(
             f"There is no endpoint {name!r} here ({path}: {missing.strerror}).", hint=f"`funcmq endpoint init {name}` makes one."
@@ -119,12 +138,10 @@ def parse(text: str, folder: Path, name: str = "") -> EndpointConfig:
 
     :raises ConfigurationError: it is not TOML, or a key or value is not allowed; the message names it and the line.
     """
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as broken:
-        raise ConfigurationError(f"{folder / 'endpoint.toml'} is not TOML: {broken}.", hint="Correct it.") from None
-    reader = _Reader(folder / "endpoint.toml", text)
-    reader.only(table, {"endpoint", "pools"}, "")
+    path = folder / "endpoint.toml"
+    table = tomlfile.parse(text, path)
+    reader = _Reader(path, text)
+    reader.only(table, ("endpoint", "pools"), "")
     top = reader.table(table, "endpoint")
     values = reader.values(top, _ENDPOINT, "endpoint")
     name = values.pop("name", name)
@@ -194,40 +211,30 @@ class _Reader:
     path: Path
     text: str
 
-    def fail(self, key: str, allowed: str) -> None:
+    def fail(self, key: str, allowed: str) -> NoReturn:
         """:raises ConfigurationError: always."""
-        raise ConfigurationError(f"{self.path}{self._line(key)}: {key} must be {allowed}.", hint="Correct it; nothing was started.")
+        where = tomlfile.place(self.path, self.text, key)
+        raise ConfigurationError(f"{where}: {key} must be {allowed}.", hint="Correct it; nothing was started.")
 
-    def _line(self, key: str) -> str:
-        last = re.escape(key.rpartition(".")[2])
-        for number, line in enumerate(self.text.splitlines(), 1):
-            if re.match(rf"\s*(\[.*\b)?{last}\b", line):
-                return f", line {number}"
-        return ""
-
-    def only(self, table: dict[str, Any], known: set[str], where: str) -> None:
+    def only(self, table: dict[str, Any], known: Iterable[str], where: str) -> None:
         for key in table:
             if key not in known:
-                name = f"{where}.{key}" if where else key
-                raise ConfigurationError(
-                    f"{self.path}{self._line(name)}: {name} is not known.", hint=f"Allowed here: {', '.join(sorted(known))}."
-                )
+                tomlfile.unknown(self.path, self.text, f"{where}.{key}" if where else key, known)
 
     def table(self, table: dict[str, Any], key: str) -> dict[str, Any]:
         found = table.get(key)
         if not isinstance(found, dict):
             self.fail(key, f"a table [{key}]")
-        assert isinstance(found, dict)
         return found
 
     def values(self, table: dict[str, Any], checks: dict[str, Callable[[object], Any]], where: str) -> dict[str, Any]:
-        self.only(table, set(checks), where)
+        self.only(table, checks, where)
         values = {}
         for key, value in table.items():
             try:
                 values[key] = checks[key](value)
             except ValueError as wrong:
-                self.fail(f"{where}.{key}", str(wrong))
+                self.fail(f"{where}.{key}", f"{wrong}, not {value!r}")
         for key in ("id", "url") if where == "endpoint" else ():
             if key not in values:
                 self.fail(f"{where}.{key}", "there")
@@ -237,15 +244,37 @@ class _Reader:
         where = f"pools.{name}"
         if not NAME.match(name) or not isinstance(table, dict):
             self.fail(where, "a table whose name is letters, digits, - and _")
-        assert isinstance(table, dict)
         pool = PoolConfig(name=name, **self.values(table, _POOL, where))
         if pool.min_blocks > pool.max_blocks:
             self.fail(f"{where}.min_blocks", "at most max_blocks")
         return pool
 
 
-TEMPLATE = """\
+def pools_of(path: Path) -> str:
+    """The text of the `[pools.…]` tables of an existing endpoint.toml, comments included.
+
+    :raises ConfigurationError: it cannot be read, or its pools are not right.
+    """
+    try:
+        _, text = tomlfile.read(path)
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no {path}.", hint="Name the endpoint.toml whose pools are to be taken.") from None
+    kept, inside = [], False
+    for line in text.splitlines():
+        if table := re.match(r"\s*\[+\s*([^\s.\]]+)", line):
+            inside = table[1].strip("\"'") == "pools"
+        if inside:
+            kept.append(line)
+    reader = _Reader(path, text)
+    found = reader.table(tomlfile.parse("\n".join(kept), path), "pools")
+    for name, table_ in found.items():
+        reader.pool(name, table_)
+    return "\n".join(kept).rstrip() + "\n"
+
+
+HEAD = """\
 # An endpoint of funcmq.  `funcmq endpoint start {name}` reads this once; stop and start it after a change.
+# `funcmq endpoint doctor {name}` says what is wrong with it.
 
 [endpoint]
 name = "{name}"
@@ -256,6 +285,8 @@ url = "{url}"
 # address = "127.0.0.1"             # where workers reach this daemon
 # stop_grace = "30s"                # how long `stop` waits for running tasks
 
+"""
+POOL = """\
 [pools.local]                       # a task names a pool, or the first that fits its resources takes it
 provider = "local"                  # workers on this host
 workers_per_node = {workers}
@@ -267,8 +298,16 @@ min_blocks = 1                      # 0: start workers with the first task
 """
 
 
-def template(name: str, identifier: str, url: str, workers: int, run_dir: str = "", journal_dir: str = "") -> str:
-    """The text of a new `endpoint.toml`."""
-    run = f'run_dir = "{run_dir}"' if run_dir else '# run_dir = "/shared/…"            # logs, blocks, results kept; workers see it'
-    journal = f'journal_dir = "{journal_dir}"' if journal_dir else f'# journal_dir = "{default_journal_dir(name)}"   # a disk of this host'
-    return TEMPLATE.format(name=name, id=identifier, url=url, workers=workers, run_dir=run, journal_dir=journal)
+def template(name: str, identifier: str, url: str, workers: int, run_dir: str = "", journal_dir: str = "", pools: str = "") -> str:
+    """The text of a new `endpoint.toml`, commented; `pools` is the text of its tables, '' for one pool of so many workers on this host."""
+    run = f"run_dir = {_quoted(run_dir)}" if run_dir else '# run_dir = "/shared/…"            # logs, blocks, results kept; workers see it'
+    journal = f"journal_dir = {_quoted(journal_dir)}"
+    if not journal_dir:
+        journal = f"# journal_dir = {_quoted(str(default_journal_dir(name)))}   # a disk of this host"
+    head = HEAD.format(name=name, id=identifier, url=url, run_dir=run, journal_dir=journal)
+    return head + (pools or POOL.format(workers=workers))
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: a JSON string of printable text is one."""
+    return json.dumps(text, ensure_ascii=False)

@@ -9,6 +9,8 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 import funcmq
 from funcmq.broker import api
 from funcmq.broker.connection import Broker
@@ -21,6 +23,8 @@ log = logging.getLogger("funcmq.lease")
 
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 15.0
+TRUSTED_S = 1.0
+"""Between two looks at the file of trusted keys."""
 
 
 class Fenced(Exception):
@@ -48,6 +52,7 @@ class Lease:
         self._journal, self._trusted, self._cancelled = journal, trusted, cancelled
         self._takeover = takeover
         self._held: api.Lease | None = None
+        self._told: list[str] = []
         self._used = False
 
     @property
@@ -85,13 +90,34 @@ class Lease:
         """
         assert self._held is not None, "obtained before there is a link"
         if self._used:
-            try:
-                self._held = await self._ask(self._held.epoch)
-            except Conflict as later:
-                raise Fenced from later
+            await self._renew(self._held)
             await self._cancelled(self.cancels)
         self._used = True
         return Broker(tuple(self._held.brokers), self._held.user, self._held.password)
+
+    async def watch_trusted(self) -> None:
+        """Tell the front door when the trusted keys have changed, so that it refuses, and takes, the right work.  Ends by being cancelled.
+
+        :raises Fenced: somebody has a later lease.
+        """
+        wait = TRUSTED_S
+        while True:
+            await asyncio.sleep(wait)
+            wait = TRUSTED_S
+            if self._held is not None and self._trusted.ids() != self._told:
+                try:
+                    await self._renew(self._held)
+                except FuncmqError as later:
+                    log.warning("the front door was not told who is trusted now: %s", later.message, extra={"action": "trusted_waits"})
+                    wait = LONGEST_WAIT_S
+
+    async def _renew(self, held: api.Lease) -> None:
+        try:
+            renewed = await self._ask(held.epoch)
+        except Conflict as later:
+            raise Fenced from later
+        # a renewal leaves the password as it is, and does not tell it
+        self._held = msgspec.structs.replace(renewed, password=renewed.password or held.password)
 
     async def give_back(self) -> None:
         """Let any journal have the endpoint.  If the front door is away, this journal keeps it."""
@@ -99,6 +125,7 @@ class Lease:
             await self._front.tell("DELETE", self._path)
 
     async def _ask(self, epoch: int | None) -> api.Lease:
+        trusted = self._trusted.ids()
         request = api.LeaseRequest(
             journal=self._journal.id,
             birth=self._journal.birth,
@@ -106,7 +133,9 @@ class Lease:
             host=socket.gethostname(),
             pid=os.getpid(),
             release=funcmq.__version__,
-            trusted=self._trusted.ids(),
+            trusted=trusted,
             takeover=self._takeover and epoch is None,
         )
-        return await self._front.call("POST", self._path, request, api.Lease)
+        lease = await self._front.call("POST", self._path, request, api.Lease)
+        self._told = trusted
+        return lease

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from funcmq.broker import loop
 from funcmq.broker.errors import FuncmqError
 from funcmq.endpoint.config import EndpointConfig
+from funcmq.endpoint.logfile import log_file, open_log
 
 T = TypeVar("T")
 
@@ -34,10 +35,22 @@ def serve(config: EndpointConfig, *, takeover: bool) -> int:
     from funcmq.endpoint.daemon import Daemon  # noqa: PLC0415 (heavy, and only needed here)
 
     _spare_memory()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=os.environ.get("FUNCMQ_LOG", "INFO"))
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=os.environ.get("FUNCMQ_LOG", "INFO"), handlers=_handlers(config)
+    )
     for noisy in ("parsl", "aiormq", "aio_pika"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return run(Daemon(config, takeover=takeover).run())
+
+
+def _handlers(config: EndpointConfig) -> list[logging.Handler]:
+    """Stderr, and the log in run_dir where stderr is not that already."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    with contextlib.suppress(OSError):  # what is wrong with run_dir is said by the daemon itself
+        path = open_log(config.run_dir)
+        if not os.path.samestat(os.fstat(sys.stderr.fileno()), path.stat()):
+            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    return handlers
 
 
 def _spare_memory() -> None:
@@ -73,11 +86,9 @@ def detach(config: EndpointConfig, *, takeover: bool) -> int:
 
     :raises FuncmqError: it has ended; its last words are the message.
     """
-    config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = open_log(config.run_dir)
     _file(config).unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "funcmq.endpoint", config.name, *(["--takeover"] if takeover else [])]
-    path = config.run_dir / "daemon.log"
-    path.touch(mode=0o600)
     with path.open("ab") as log:
         begin = log.tell()
         process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
@@ -102,7 +113,7 @@ def detach(config: EndpointConfig, *, takeover: bool) -> int:
 
 
 def _ended(config: EndpointConfig, status: int, begin: int) -> FuncmqError:
-    log = config.run_dir / "daemon.log"
+    log = log_file(config.run_dir)
     with log.open("rb") as file:
         file.seek(begin)
         tail = file.read()[-TAIL:].decode(errors="replace").strip()

@@ -10,7 +10,7 @@ from funcmq.broker import codec, messages, topology
 from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import FuncmqError
 from funcmq.broker.link import Link
-from funcmq.broker.messages import Heartbeat
+from funcmq.broker.messages import Heartbeat, Told
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.database import Database
 from funcmq.forwarder.endpoints import SEEN
@@ -44,7 +44,7 @@ class Heartbeats:
             beat = messages.unpack(delivery.kind, delivery.body)
             if isinstance(beat, Heartbeat) and beat.endpoint == delivery.key:
                 self._note(beat, delivery.body, now_ms())
-            else:
+            elif not isinstance(beat, Told):  # an answer is heard by whoever asked
                 log.warning("a %s with the key %s is not a heartbeat of that endpoint", delivery.kind, delivery.key)
         except FuncmqError as broken:
             log.warning("a heartbeat of %s cannot be read: %s", delivery.key, broken.message)

@@ -145,6 +145,7 @@ class Rig:
         config.folder.mkdir(parents=True, mode=0o700)
         self.endpoint_key.save(config.key)
         config.token.write_text("token")
+        config.token.chmod(0o600)
         config.trusted_keys.write_text(f"ed25519 {self.key.public.text} {self.user} rig\n")
         text = template("rig", self.endpoint, self.door.url, WORKERS, journal_dir=str(config.journal_dir))
         (config.folder / "endpoint.toml").write_text(text + 'stop_grace = "5s"\n' if "stop_grace" not in text else text)

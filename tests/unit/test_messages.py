@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from funcmq.broker import codec, messages
 from funcmq.broker.errors import FuncmqError, InvalidRequest, VersionMismatch
 from funcmq.broker.messages import (
+    Ask,
     Cancel,
     Dispatch,
     Failure,
@@ -31,6 +32,7 @@ from funcmq.broker.messages import (
     Signed,
     Stored,
     Task,
+    Told,
     Work,
 )
 
@@ -81,6 +83,8 @@ SAMPLES: dict[str, object] = {
     "cancel": Cancel(1, [TASK]),
     "stored": Stored(1, [(FUNCTION, ""), (FUNCTION, "not yours")]),
     "order": Order(1, "drain"),
+    "ask": Ask(1, 3, "logs", GROUP, 4096),
+    "told": Told(1, WHERE, GROUP, "login1", 4711, "/shared/run/daemon.log", "a line\n"),
     "heartbeat": Heartbeat(
         1, WHERE, 3, GROUP, NOW, "login1", 4711, "0.1.0", [PoolStatus("cpu", "local", 8, 2, 8, 1, {"python": "3.11.2"})], {WHO: 5}, 2, 1
     ),
