@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from funcmq.broker.messages import MAX_INLINE, FunctionRecord, FunctionRef, Inli
 from funcmq.broker.modules import ByValue, chosen, registered
 from funcmq.broker.references import variables
 from funcmq.broker.source import NoProgram, program, shown
+from funcmq.broker.values import PYTHON
 
 Strategy = Literal["auto", "pickle", "source"]
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PATHS = ("__file__", "__path__", "__cached__", "__spec__", "__loader__", "__builtins__")
 """Names of a module that say where it lies on this machine."""
 _registry = threading.RLock()

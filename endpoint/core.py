@@ -32,16 +32,17 @@ class Core:
 
     :param pools: name → what one worker of it has (`cores`, `memory`, `gpus`, …), in the order of the endpoint file.
     :param host: name of this host, for outcomes that no worker reported.
+    :param needs: the minor version of Python that a function at hand needs, '' any.
     """
 
-    def __init__(self, pools: dict[str, dict[str, float]], host: str) -> None:
+    def __init__(self, pools: dict[str, dict[str, float]], host: str, needs: Callable[[str], str] = lambda _: "") -> None:
         self.pools = {name: PoolState(name, resources) for name, resources in pools.items()}
         self.bundles: dict[str, Bundle] = {}
         self.tasks: dict[bytes, Task] = {}
         self.tombstones: set[bytes] = set()
         """Cancelled before they came."""
         self.weight = 0
-        self._host = host
+        self._host, self._needs = host, needs
         self._numbers = 0
         self._blocked: dict[str, list[Task]] = {}
         self._where: dict[bytes, int] = {}
@@ -221,15 +222,19 @@ class Core:
                 for task in [first, *same]:
                     self._end(task, "failed", _failure(self._no_pool(task)), now)
             else:
+                for task in (first, *same):
+                    task.pool = pool.name
                 pool.queue.add([first, *same], now)
             tasks = [task for task in rest if task.options is not first.options]
 
     def _pool_for(self, task: Task) -> PoolState | None:
-        wanted = task.options.resources
-        if task.options.pool:
-            pool = self.pools.get(task.options.pool)
-            return pool if pool is not None and pool.fits(wanted) else None
-        return next((pool for pool in self.pools.values() if pool.fits(wanted)), None)
+        """The first that has what the task wants, and among several the one whose Python suits it: a worker refuses what it cannot run."""
+        wanted, named = task.options.resources, task.options.pool
+        fitting = [pool for pool in self.pools.values() if named in ("", pool.name) and pool.fits(wanted)]
+        if len(fitting) < 2:
+            return fitting[0] if fitting else None
+        needs = self._needs(task.function.id)
+        return max(fitting, key=lambda pool: pool.suits(needs))
 
     def _no_pool(self, task: Task) -> EnvironmentMismatch:
         known = ", ".join(self.pools)
@@ -314,8 +319,8 @@ class Core:
         blocked = self._blocked.get(task.function.id, [])
         if task in blocked:
             blocked.remove(task)
-        elif (pool := self._pool_for(task)) is not None:
-            pool.queue.drop(task)
+        elif task.pool:
+            self.pools[task.pool].queue.drop(task)
 
     def _end(self, task: Task, state: End, failure: Failure, now: int) -> None:
         self._close(task, Outcome(task.id, state, None, failure, task.attempts, task.bundle.received, 0, now, self._host))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from funcmq.broker import codec
+from funcmq.broker.environment import minor
 from funcmq.broker.errors import FuncmqError, InvalidRequest, StorageFull
 from funcmq.broker.messages import MAX_INLINE, Dispatch, Running, Work
 from funcmq.broker.topology import results_key
@@ -233,7 +234,8 @@ class Engine:
 
     def workers_changed(self, pool: str) -> None:
         """Workers have come or gone."""
-        self.core.pools[pool].workers = self._pools[pool].workers
+        state, real = self.core.pools[pool], self._pools[pool]
+        state.workers, state.python, state.broken = real.workers, minor(real.versions.get("python", "")), real.broken
         self.changed.set()
         self._turn_soon()
 

@@ -107,8 +107,8 @@ class Executor(HighThroughputExecutor):
         self.incoming_q.close()  # type: ignore[no-untyped-call]
 
 
-def make(config: PoolConfig, place: Place, certificates: Path) -> Executor:
-    """An executor that is not started."""
+def make(config: PoolConfig, place: Place, certificates: Path, version: str) -> Executor:
+    """An executor that is not started, for workers with this version of Python."""
     python = shlex.quote(config.python or sys.executable)
     provider = LocalProvider(  # type: ignore[no-untyped-call]
         nodes_per_block=config.nodes_per_block, init_blocks=0, min_blocks=0, max_blocks=config.max_blocks, worker_init=_init(config, place)
@@ -121,7 +121,7 @@ def make(config: PoolConfig, place: Place, certificates: Path) -> Executor:
         launch_cmd=DEFAULT_LAUNCH_CMD.replace(
             "process_worker_pool.py", f"{python} -P -m parsl.executors.high_throughput.process_worker_pool", 1
         ),
-        interchange_launch_cmd=[sys.executable, "-P", "-m", "funcmq.endpoint.interchange", str(os.getpid())],
+        interchange_launch_cmd=[sys.executable, "-P", "-m", "funcmq.endpoint.interchange", str(os.getpid()), version],
         cores_per_worker=1e-6,
         max_workers_per_node=workers_per_node(config),
         prefetch_capacity=workers_per_node(config),
@@ -140,6 +140,11 @@ def make(config: PoolConfig, place: Place, certificates: Path) -> Executor:
 def _init(config: PoolConfig, place: Place) -> str:
     """What a block's script runs before its workers."""
     return f"unset {_SECRETS}\nexport {MARK}={place.mark}\n{config.worker_init}\n"
+
+
+def without_secrets() -> dict[str, str]:
+    """The daemon's environment as the processes of its pools may see it."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS.split()}
 
 
 def workers_per_node(config: PoolConfig) -> int:

@@ -8,8 +8,10 @@ import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from funcmq.broker.errors import Busy, InvalidRequest, NotLoggedIn, Unreachable
+from funcmq.broker import codec
+from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotLoggedIn, Unreachable
 from funcmq.broker.ids import sha256
+from funcmq.broker.messages import FunctionRecord
 
 log = logging.getLogger("funcmq.functions")
 
@@ -26,6 +28,7 @@ class Functions:
     def __init__(self, folder: Path, fetch: Callable[[str], Awaitable[bytes]]) -> None:
         self._folder, self._fetch = folder, fetch
         self._known: set[str] = set()
+        self._needs: dict[str, str] = {}
 
     def has(self, function: str) -> bool:
         """Whether workers can read it now."""
@@ -35,6 +38,17 @@ class Functions:
             return False
         self._known.add(function)
         return True
+
+    def needs(self, function: str) -> str:
+        """The minor version of Python that a function at hand needs, '' any."""
+        found = self._needs.get(function)
+        if found is None:
+            try:
+                found = codec.decode(FunctionRecord, (self._folder / function).read_bytes()).needs
+            except (OSError, FuncmqError):  # the worker will say what is wrong with it
+                return ""
+            self._needs[function] = found
+        return found
 
     async def get(self, function: str) -> None:
         """Bring it here, however long the front door is away or the disk is full.  Cancelling is safe.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import socket
 from collections import Counter
 from collections.abc import Iterable
@@ -49,5 +48,4 @@ def heartbeat(endpoint: str, journal: str, core: Core, pools: Iterable[Pool], co
 
 def _status(pool: Pool, core: Core) -> PoolStatus:
     busy = min(pool.workers, len(core.pools[pool.name].flights))
-    versions = {"python": platform.python_version(), "funcmq": funcmq.__version__}
-    return PoolStatus(pool.name, pool.config.provider, pool.workers, busy, pool.capacity, pool.blocks, versions, pool.reason)
+    return PoolStatus(pool.name, pool.config.provider, pool.workers, busy, pool.capacity, pool.blocks, pool.versions, pool.reason)

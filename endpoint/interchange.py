@@ -118,11 +118,15 @@ def die_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """Run until the daemon, whose pid is the argument, is gone or says so."""
+    """Run until the daemon, whose pid is the first argument, is gone or says so.  The second is the workers' version of Python: Parsl lets in
+    only managers that have the minor version of the interchange, and these two need not agree here.
+    """
     die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides what it means
     config = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the daemon, through a pipe)
-    Interchange(**config).start()
+    interchange = Interchange(**config)
+    interchange.current_platform["python_v"] = sys.argv[2]
+    interchange.start()
 
 
 if __name__ == "__main__":

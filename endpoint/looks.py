@@ -43,7 +43,8 @@ def people(row: dict[str, Any]) -> dict[str, str]:
 
 def _pool(pool: dict[str, Any]) -> str:
     why = f" ({pool['reason']})" if pool["reason"] else ""
-    return f"{pool['name']}: {pool['workers']} of {pool['capacity']} workers, {pool['busy']} busy, {pool['blocks']} blocks{why}"
+    version = f", Python {pool['versions']['python']}" if pool["versions"].get("python") else ""
+    return f"{pool['name']}: {pool['workers']} of {pool['capacity']} workers, {pool['busy']} busy, {pool['blocks']} blocks{version}{why}"
 
 
 def print_rows(views: Sequence[api.EndpointView], output: str) -> None:

@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from funcmq.broker.errors import InvalidRequest
+from funcmq.broker.errors import EnvironmentMismatch, InvalidRequest
 from funcmq.broker.lifeline import gone
-from funcmq.endpoint import frames, leftovers
+from funcmq.endpoint import environment, frames, leftovers
 from funcmq.endpoint.blocks import Blocks, per_block
 from funcmq.endpoint.cancels import Cancels
 from funcmq.endpoint.config import PoolConfig
-from funcmq.endpoint.executor import ENTRY, Executor, Place, make, prepare
+from funcmq.endpoint.executor import ENTRY, Executor, Place, make, prepare, without_secrets
 
 log = logging.getLogger("funcmq.pool")
 
@@ -65,6 +65,12 @@ class Pool:
         self.interchange = 0
         """Pid of the interchange; 0 while there is none."""
         self.certificates = Path()
+        self.versions: dict[str, str] = {}
+        """Of its interpreter and what workers need, by name; empty before it was asked."""
+        self.broken = False
+        """Whether its interpreter cannot work for this daemon."""
+        self.asked = asyncio.Event()
+        """Set when the interpreter has answered, or has not."""
         self._place, self._owner, self._entry = place, owner, entry
         self._executor: Executor | None = None
         self._cancels: Cancels | None = None
@@ -157,8 +163,11 @@ class Pool:
         while True:
             began = time.monotonic()
             try:
+                await self._meet()
                 await self._begin()
                 await self._supervise()
+            except EnvironmentMismatch as unfit:
+                self._refuse(environment.said(unfit))
             except Exception as broken:  # Parsl raises what it likes; none of it may end the daemon
                 log.exception("the pool %s cannot run", self.name, extra={"action": "pool_failed"})
                 self._reason = f"its interchange does not start: {broken}"
@@ -166,8 +175,30 @@ class Pool:
             wait = FIRST_WAIT_S if time.monotonic() - began > HEALTHY_S else min(wait * 2, LONGEST_WAIT_S)
             await asyncio.sleep(wait - FIRST_WAIT_S)
 
+    async def _meet(self) -> None:
+        """Ask the interpreter what it is.
+
+        :raises EnvironmentMismatch: it cannot work for this daemon.
+        """
+        try:
+            self.versions = await self._control(lambda: environment.ask(self.config, without_secrets()))
+            environment.check(self.config, self.versions, environment.own())
+        except EnvironmentMismatch:
+            self.broken = True
+            raise
+        else:
+            self.broken = False
+        finally:
+            self.asked.set()
+            self._owner.workers_changed(self.name)
+
+    def _refuse(self, why: str) -> None:
+        if why != self._reason:
+            log.error("the pool %s is not started: %s", self.name, why, extra={"action": "pool_unfit"})
+        self._reason = why
+
     async def _begin(self) -> None:
-        executor = make(self.config, self._place, self.certificates)
+        executor = make(self.config, self._place, self.certificates, self.versions["python"])
         await self._control(executor.start)
         self._executor = executor
         self.interchange = executor.interchange_pid

@@ -82,6 +82,8 @@ class Task:
     errors: int = 0
     cancelled: bool = False
     known: bool = False
+    pool: str = ""
+    """In whose queue it waits, or waited last."""
 
     @property
     def call(self) -> Call:

@@ -63,6 +63,10 @@ class PoolState:
     workers: int = 0
     flights: dict[int, Launch] = field(default_factory=dict)
     short: int = 0
+    python: str = ""
+    """Minor version of its interpreter, '' while that is not known."""
+    broken: bool = False
+    """Whether its interpreter cannot work for this daemon."""
 
     @property
     def load(self) -> Load:
@@ -72,3 +76,9 @@ class PoolState:
     def fits(self, wanted: dict[str, object]) -> bool:
         """Whether a task that wants this may run here: every resource named is one this pool has, and enough of it."""
         return all(isinstance(amount, (int, float)) and amount <= self.resources.get(name, 0) for name, amount in wanted.items())
+
+    def suits(self, needs: str) -> int:
+        """How well a function that needs this minor version of Python ('' any) runs here; 0: not at all."""
+        if needs and self.python and needs != self.python:
+            return 0
+        return 1 if self.broken else 2

@@ -5,13 +5,13 @@ What is wrong with the bundle as a whole is raised; what is wrong with one of it
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from funcmq.broker import api, codec
+from funcmq.broker import api, codec, environment
 from funcmq.broker.errors import EnvironmentMismatch, FuncmqError, InvalidRequest, NotAllowed, NotFound, PayloadTooLarge, TaskExpired
 from funcmq.broker.ids import sha256
-from funcmq.broker.messages import MAX_BUNDLE, MAX_INLINE, Inline, Signature, Signed, Task, Work
+from funcmq.broker.messages import MAX_BUNDLE, MAX_INLINE, FunctionRef, Inline, PoolStatus, Signature, Signed, Task, Work
 from funcmq.broker.signing import BUNDLE, PublicKey
 from funcmq.broker.skew import span
 
@@ -39,7 +39,8 @@ class Bundle:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the store says: the key if it is the caller's and not revoked, what the endpoint trusts (None before its first lease), whose
-    functions these are.
+    functions these are.  `pythons`: the minor versions that functions need, where they need one; `pools`: of the endpoint's last
+    heartbeat, none while it is offline.
     """
 
     user: str
@@ -48,6 +49,8 @@ class Facts:
     trusted: Collection[str] | None
     functions: Collection[str]
     now: int
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    pools: Sequence[PoolStatus] = ()
 
 
 def read(data: bytes) -> Bundle:
@@ -133,7 +136,12 @@ def _refuse(work: Work, task: Task, facts: Facts) -> FuncmqError | None:
         return PayloadTooLarge(f"The arguments have {len(task.args.data):,} bytes; the limit is {MAX_INLINE:,}.")
     if len(task.key) > MAX_KEY:
         return InvalidRequest(f"An idempotency key has at most {MAX_KEY} characters.")
-    return None
+    return _misfit(function, options.pool, facts) if facts.pythons else None
+
+
+def _misfit(function: FunctionRef, pool: str, facts: Facts) -> FuncmqError | None:
+    wanted = environment.Wanted(function.name, facts.pythons.get(function.id, ""))
+    return environment.check(wanted, facts.endpoint_name, facts.pools, pool)
 
 
 def same_work(one: Work, index: int, other: Work, at: int) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 from funcmq.broker import codec
 from funcmq.broker.environment import Wanted, mismatch
 from funcmq.broker.errors import InvalidRequest
-from funcmq.broker.functions import PYTHON, make_code
+from funcmq.broker.functions import make_code
 from funcmq.broker.ids import sha256
 from funcmq.broker.messages import FunctionRecord
+from funcmq.broker.values import PYTHON
 from funcmq.endpoint.worker.programs import run_program, show
 
 Places = Sequence[tuple[str, int]]

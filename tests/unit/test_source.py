@@ -22,9 +22,10 @@ import pytest
 
 from funcmq.broker import codec
 from funcmq.broker.errors import EnvironmentMismatch, NotSerializable
-from funcmq.broker.functions import PYTHON, make_record
+from funcmq.broker.functions import make_record
 from funcmq.broker.ids import sha256
 from funcmq.broker.messages import FunctionRecord
+from funcmq.broker.values import PYTHON
 from funcmq.client.functions import Functions
 from funcmq.endpoint.worker.load import load
 
