@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiormq.connection import TransportFactory
+from yarl import URL
 
 from funcmq.broker.connection import LOST, Broker, Dialler, close, direct, open_connection, say, within
 from funcmq.broker.errors import ConfigurationError
@@ -65,9 +66,9 @@ def allowed(environ: Mapping[str, str] = os.environ) -> Way | None:
 
 
 class Choice:
-    """The laws of the module, without I/O.  `clock` gives seconds that only grow."""
+    """The laws of the module, without I/O.  `clock` gives seconds that only grow; `look_s` is the minute of the third law."""
 
-    def __init__(self, only: Way | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, only: Way | None = None, clock: Callable[[], float] = time.monotonic, look_s: float = FIRST_LOOK_S) -> None:
         self.only = only
         self.last = only or Way.DIRECT
         """What worked last."""
@@ -75,7 +76,7 @@ class Choice:
         self._silent_since: float | None = None
         self._allowance = ANSWER_S
         self._look_at = 0.0
-        self._interval = FIRST_LOOK_S
+        self._interval = look_s
 
     def round(self) -> Iterator[Way]:
         """The ways to try, one after the other, until one works.  What is said of one decides about the next."""
@@ -186,8 +187,8 @@ class Ways:
 
     async def _look(self, login: str, url: str) -> bool:
         try:
-            async with within(None), _within(ANSWER_S)(url) as how:
-                await close(await open_connection(login, "looks for the direct way", how))
+            async with within(None):
+                await close(await open_connection(login, "looks for the direct way", _Patient(ANSWER_S)))
         except LOST as silent:
             log.debug("%s does not answer: %s", url, say(silent))
             return False
@@ -196,23 +197,45 @@ class Ways:
 
 
 def _within(seconds: float) -> Dialler:
-    """The direct way, given up when the broker's port has not answered by then."""
+    """The direct way, given up when nothing has come from the broker by then."""
 
     @contextlib.asynccontextmanager
-    async def dial(url: str) -> AsyncIterator[TransportFactory]:
-        async with direct(url) as how:
-            yield _Patient(how, seconds)
+    async def dial(_: str) -> AsyncIterator[TransportFactory]:
+        yield _Patient(seconds)
 
     return dial
 
 
 class _Patient(TransportFactory):
-    def __init__(self, how: TransportFactory, seconds: float) -> None:
-        self._how, self._seconds = how, seconds
+    """The port must let us in, and say its first byte, within so many seconds each: some firewalls take a connection and say nothing."""
 
-    async def create(self, url: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = _Listening()
+        protocol = asyncio.StreamReaderProtocol(reader)
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._how.create(url, **options)
+                context = await options["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
+                transport, _ = await loop.create_connection(lambda: protocol, url.host, url.port, ssl=context)
         except TimeoutError:
             raise ConnectionError(f"nothing came within {self._seconds:g} s") from None
+        loop.call_later(self._seconds, reader.give_up, transport)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+class _Listening(asyncio.StreamReader):
+    """Knows whether anything has come."""
+
+    heard = False
+
+    def feed_data(self, data: bytes) -> None:
+        self.heard = True
+        super().feed_data(data)
+
+    def give_up(self, transport: asyncio.Transport) -> None:
+        """End a connection that says nothing."""
+        if not self.heard:
+            transport.abort()
