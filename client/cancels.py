@@ -8,8 +8,9 @@ from collections.abc import Awaitable
 from typing import Any
 
 from funcmq.broker import api
-from funcmq.broker.errors import FuncmqError
+from funcmq.broker.errors import FuncmqError, NotLoggedIn
 from funcmq.broker.http import Api
+from funcmq.broker.waiting import clock, sentence
 from funcmq.client.directory import Directory, offline_since
 from funcmq.client.futures import TaskFuture
 from funcmq.client.inbox import Inbox
@@ -46,7 +47,10 @@ class Canceller:
             self._bell.ring()
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Ask until cancelled.
+
+        :raises NotLoggedIn: the token works no more.
+        """
         while True:
             await self._bell.wait()
             wanted, self._wanted = self._wanted, set()
@@ -60,6 +64,8 @@ class Canceller:
 
         try:
             await persist(ask, time.time() + PATIENCE_S, self._trouble)
+        except NotLoggedIn:
+            raise
         except FuncmqError as refused:
             log.warning("tasks could not be cancelled: %s", refused.message)
 
@@ -74,29 +80,37 @@ class Reasons:
 
     def __init__(self, front: Api, inbox: Inbox, directory: Directory, trouble: Trouble) -> None:
         self._front, self._inbox, self._directory, self._trouble = front, inbox, directory, trouble
-        self._said: dict[bytes, tuple[float, str]] = {}
+        self._said: dict[bytes, tuple[float, api.Waiting | None]] = {}
         self._asked: set[bytes] = set()
         self._bell = Bell()
 
     def explain(self, future: TaskFuture[Any]) -> str:
         """The latest known; it is looked up again in the background.  Thread-safe."""
         if self._trouble.since:
-            since = time.strftime("%H:%M", time.localtime(self._trouble.since))
+            since = clock(int(self._trouble.since * 1000), int(time.time() * 1000))
             return f"the front door does not answer since {since}: {self._trouble.said}"
         if future.state == "pending":
             return f"on its way to {self._front.url}"
-        asked, said = self._said.get(future.task_id, (0.0, ""))
+        asked, said = self._said.get(future.task_id, (0.0, None))
         if time.monotonic() - asked > REFRESH_S:
             self._asked.add(future.task_id)
             self._bell.ring()
-        return said or self._guess(future)
+        now = int(time.time() * 1000)
+        if future.state == "running" and (said is None or said.kind != "running"):
+            said = None  # the stream knows better than the store did
+        return (said and sentence(said, now)) or self._guess(future, now)
 
-    def _guess(self, future: TaskFuture[Any]) -> str:
+    def _guess(self, future: TaskFuture[Any], now: int) -> str:
+        """From what is known here: before the front door has answered, it is this or nothing."""
         view = self._directory.view(future.endpoint_id)
         if view is not None and not view.online:
             return offline_since(view)
         name = self._directory.name(future.endpoint_id)
-        return {"running": f"running on {name}", "received": f"waiting for a worker of {name}"}.get(future.state, f"on its way to {name}")
+        if future.state == "running":
+            since, host = future.place
+            limit = future.scope.how.walltime_s if future.scope else 0.0
+            return sentence(api.Waiting(kind="running", since=since or now, host=host or name, walltime_s=limit), now)
+        return f"waiting for a worker of {name}" if future.state == "received" else f"on its way to {name}"
 
     async def run(self) -> None:
         """Look up until cancelled."""
@@ -109,4 +123,4 @@ class Reasons:
                     view = await self._front.call("GET", f"/tasks/{task.hex()}", None, api.TaskView)
                 except FuncmqError:
                     continue
-                self._said[task] = time.monotonic(), view.waiting_for
+                self._said[task] = time.monotonic(), view.why

@@ -127,6 +127,21 @@ class Mapping:
         """Everything was submitted, has ended and was taken."""
         return self._exhausted and not self.under_way and not self._blocks and not self._again
 
+    @property
+    def reason(self) -> str:
+        """What the oldest chunk under way waits for, for a progress bar."""
+        oldest = next(iter(self.under_way.values()), None)
+        return "" if oldest is None or oldest.future is None else oldest.future.waiting_for
+
+    def turn(self, ended: Iterable[Chunk]) -> Iterator[tuple[list[Any], BaseException | None]]:
+        """These chunks have ended: what may be given now, and the error that ends the map then.  Submits what there is room for."""
+        for chunk in ended:
+            self.settle(chunk)
+        self.top_up()
+        for block in self.take():
+            yield flatten(block, self._plan.errors)
+        self.top_up()
+
     def top_up(self) -> None:
         """Submit as much as may be under way."""
         while self._room() and (chunk := self._next_chunk()) is not None:

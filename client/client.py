@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -12,18 +12,19 @@ from typing import Any, ParamSpec, TypeVar, Unpack, overload
 from urllib.parse import urlencode
 
 from funcmq.broker import api
-from funcmq.broker.errors import InvalidRequest, NotFound
+from funcmq.broker.errors import InvalidRequest
 from funcmq.broker.functions import Recorded
-from funcmq.broker.ids import group_id, is_id
 from funcmq.broker.settings import resolve
-from funcmq.client import chunks, waiting
+from funcmq.client import again, chunks, lists, waiting
 from funcmq.client.chunks import Chunk, Errors, Plan
 from funcmq.client.connection import Connection
 from funcmq.client.fabric import Standing
 from funcmq.client.functions import Function
 from funcmq.client.futures import TaskFuture
+from funcmq.client.lists import Since
 from funcmq.client.options import UNSET, Given, OnOptions, Scope, Unset, narrow, of_kind
-from funcmq.client.progress import meter
+from funcmq.client.progress import Meter, meter
+from funcmq.client.reader import Found
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +33,8 @@ LEAVE_S = 5.0
 """How long a client that is left by an exception goes on trying to send what was submitted."""
 GLANCE_S = 1.0
 """Between two looks at why nothing moves, for a progress bar."""
-PAGE = 1000
+SHORT = 8
+"""Hex digits of a short id, its last ones."""
 FEW_WORKERS = 4
 MANY_WORKERS = 64
 
@@ -59,9 +61,11 @@ class Client:
         self._connection = Connection(settings)
         self.scope = narrow(Scope(), Given(endpoint=endpoint or settings.endpoint))
         self._chunk_scope: Scope | None = None
+        self._root = True
 
     def on(self, endpoint: str | Iterable[str] | Unset | None = UNSET, **options: Unpack[OnOptions]) -> Client:
-        """A view of this client whose tasks run there and so; it shares the connection.  Options not given stay as they are here.
+        """A view of this client whose tasks run there and so; it shares the connection, and leaves it open: `async with` a view waits
+        until all is accepted.  Options not given stay as they are here.
 
         :raises TypeError, ValueError: an option that does not exist, or a value that it cannot have.
         """
@@ -71,7 +75,7 @@ class Client:
     def view(self, scope: Scope, connection: Connection | None = None) -> Client:
         """A client with this scope, on the same connection or another one."""
         view = object.__new__(type(self))
-        view._connection, view.scope, view._chunk_scope = connection or self._connection, scope, None
+        view._connection, view.scope, view._chunk_scope, view._root = connection or self._connection, scope, None, False
         return view
 
     async def __aenter__(self) -> Client:
@@ -79,9 +83,13 @@ class Client:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._root:
+            if kind is None:
+                await self.flush()
+            return
         open_futures = self._connection.last.inbox.open
         if open_futures and kind is not None and issubclass(kind, KeyboardInterrupt | asyncio.CancelledError):
-            say_how_to_attach(self.group, len(open_futures))
+            say_how_to_attach(self._connection, open_futures, "async for task in Client()")
         await self._connection.leave(None if kind is None else LEAVE_S)
 
     def __repr__(self) -> str:
@@ -92,6 +100,8 @@ class Client:
     def submit(self, fn: Callable[P, T] | str, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]:
         """Run `fn(*args, **kwargs)` far away; every argument is fn's.  Returns at once.  What cannot be sent is the future's error;
         a coroutine function gives its coroutine's result.  Thread-safe once it has an event loop.
+
+        :param fn: a function, the id of a registered one, or the name of one: `ada/recon` for its latest version, `ada/recon@2`.
 
         :raises TypeError: fn cannot be called, or an argument is a TaskFuture.
         """
@@ -126,7 +136,7 @@ class Client:
         ended: waiting.Mailbox[Chunk] = waiting.Mailbox()
         mapping = chunks.Mapping(items, plan, lambda value: self.send_chunk(recorded, value), ended.put)
         with meter(getattr(recorded, "name", "map"), total, wanted=progress) as shown:
-            async for value in _run(mapping, ended, shown, errors, glance=progress):
+            async for value in _run(mapping, ended, shown, glance=progress):
                 yield value
 
     async def plan_map(
@@ -139,7 +149,9 @@ class Client:
         """
         if self.scope.key:
             raise TypeError("map() takes no key: a key names one task.")
-        recorded = fn if isinstance(fn, str | Recorded) else self._connection.fabric.functions.record(fn, self.scope.by_value)
+        recorded = (
+            fn if isinstance(fn, str | Recorded) else self._connection.fabric.functions.record(fn, self.scope.by_value, self.scope.strategy)
+        )
         if chunksize is None and self.scope.how.walltime_s:
             chunksize = 1
         workers = await self._workers(await self._connection.ready())
@@ -150,6 +162,10 @@ class Client:
         if self._chunk_scope is None:
             self._chunk_scope = of_kind(self.scope, "chunk")
         return self._send(self._chunk_scope, recorded, value)
+
+    def sent(self, future: TaskFuture[Any]) -> bool:
+        """Whether this future was submitted through exactly this view."""
+        return future.scope is not None and future.scope in (self.scope, self._chunk_scope)
 
     async def _workers(self, standing: Standing) -> int:
         view = await standing.directory.resolve(self.scope.endpoint, self.scope.offline)
@@ -178,11 +194,18 @@ class Client:
         """Id of the group of this view's tasks: what `attach` wants."""
         return self._connection.group_id(self.scope.group)
 
-    async def register(self, fn: Callable[..., Any]) -> str:
-        """Send a function ahead; its id can be submitted in its place."""
-        standing = await self._connection.ready()
-        recorded = self._connection.fabric.functions.record(unwrapped(fn), self.scope.by_value)
-        return (await standing.front.send_raw("/functions", recorded.record, api.FunctionAnswer)).id
+    async def register(self, fn: Callable[..., Any], name: str | None = None) -> str:
+        """Send a function ahead; its id, which can be submitted in its place.
+
+        :param name: `YOU/NAME`: from now on this is the latest version of that name; submit it by name, `funcmq function share` it.
+        :raises NotAllowed: the name belongs to somebody else.
+        """
+        standing, fabric = await self._connection.ready(), self._connection.fabric
+        recorded = fabric.functions.record(unwrapped(fn), self.scope.by_value, self.scope.strategy)
+        path = "/functions" if name is None else f"/functions?{urlencode({'name': name})}"
+        answer = await standing.front.send_raw(path, recorded.record, api.FunctionAnswer)
+        standing.names.forget()
+        return answer.id
 
     async def attach(self, group: str | None = None) -> AsyncIterator[TaskFuture[Any]]:
         """The tasks of a group, by id or name, in the order of their submission: from another process, on another day.
@@ -190,61 +213,87 @@ class Client:
         :raises NotFound: you have no such group.
         """
         standing = await self._connection.ready()
-        fabric, found = self._connection.fabric, await self._find_group(standing, group or self.group)
-        views = {view.id: view for view in await self.tasks(group=found.id, limit=PAGE)}
-        for at in range(0, len(found.tasks), PAGE):
-            page = found.tasks[at : at + PAGE]
-            for missing in set(page) - views.keys():
-                views[missing] = await standing.front.call("GET", f"/tasks/{missing}", None, api.TaskView)
-            futures = [fabric.future_of(task) for task in page]
-            await fabric.standing.reader.adopt([(future, views[future.id]) for future in futures])
+        fabric, found = self._connection.fabric, await standing.group(group or self.group)
+        await standing.listener.renew(found)
+        async for page in lists.group_pages(standing.front, found):
+            futures = [fabric.future_of(brief.id) for brief in page]
+            rows = [Found(brief.id, brief.endpoint, found, brief.state, brief.function_name) for brief in page]
+            await standing.reader.adopt_page(zip(futures, rows, strict=True))
             for future in futures:
                 yield future
 
-    async def _find_group(self, standing: Standing, group: str) -> api.GroupAnswer:
-        # 32 hex digits are an id; but an unnamed group's name has that form too, and is all that is known before the first contact
-        for identifier in dict.fromkeys((standing.identity.group(group), group_id(standing.identity.user, group))):
-            with contextlib.suppress(NotFound):
-                return await standing.front.call("GET", f"/groups/{identifier}", None, api.GroupAnswer)
-        raise NotFound(f"You have no group {group!r}.", hint="`funcmq task list` shows tasks with their groups.")
-
     def task(self, identifier: str) -> TaskFuture[Any]:
-        """A future for a task of which you know the id; an unknown one ends as `NotFound`."""
-        if not is_id(identifier):
-            raise InvalidRequest(f"{identifier!r} is not a task id: 32 hex digits.")
-        fabric = self._connection.fabric
-        known = fabric.inbox.futures.get(bytes.fromhex(identifier))
-        return known if known is not None else fabric.look_up(identifier)
+        """A future for a task of which you know the id, with or without dashes, or its last 8 hex digits where those are unambiguous.
+        An unknown one ends as `NotFound`.
 
-    async def tasks(self, state: str | None = None, group: str | None = None, limit: int = 100) -> list[api.TaskView]:
-        """Your latest tasks, newest first."""
+        :raises InvalidRequest: this is no id.
+        """
+        text = identifier.replace("-", "").lower()
+        if not (SHORT <= len(text) <= 32 and set(text) <= set("0123456789abcdef")):
+            raise InvalidRequest(f"{identifier!r} is not a task id: 32 hex digits, or the last {SHORT} of them.")
+        return self._connection.fabric.look_up(text)
+
+    async def tasks(
+        self,
+        state: str | None = None,
+        group: str | None = None,
+        endpoint: str | None = None,
+        function: str | Callable[..., Any] | None = None,
+        since: Since | None = None,
+        limit: int = 100,
+    ) -> list[api.TaskView]:
+        """Your tasks, newest first, as the front door knows them; what has ended here has ended there.
+
+        :param function: a function, its id, its plain name, or the name that it was registered by.
+        :param since: when it was accepted: a datetime, seconds since the epoch, or how long ago (`"10m"`, a timedelta).
+        :raises ValueError: there is no such state, or the limit is not positive.
+        """
+        if callable(function):
+            function = self._connection.fabric.functions.record(unwrapped(function), self.scope.by_value, self.scope.strategy).id
+        wanted = lists.query(limit, state=state, group=group, endpoint=endpoint, function=function, since=lists.milliseconds(since))
         standing = await self._connection.ready()
-        query = {"state": state, "group": group, "limit": limit}
-        given = {name: value for name, value in query.items() if value is not None}
-        return await standing.front.list(f"/tasks?{urlencode(given)}", api.TaskView)
+        await standing.reader.settled()
+        return await lists.list_tasks(standing.front, wanted)
+
+    async def retry(self, identifier: str) -> TaskFuture[Any]:
+        """Submit the call of an earlier task once more, as a new task of the same group: the same function and arguments, there and so.
+
+        :raises NotFound: you have no such task, or its arguments are no longer kept.
+        :raises NotAllowed: it was signed with another key than this one.
+        """
+        standing = await self._connection.ready()
+        view = await lists.show_task(standing.front, identifier)
+        data, me = await standing.front.fetch_raw(f"/tasks/{view.id}/bundle"), standing.identity
+        return self._connection.fabric.submit_again(again.read(data, bytes.fromhex(view.id), me.user, me.key.public))
 
     async def endpoints(self) -> list[api.EndpointView]:
         """The endpoints that you can use."""
         return await (await self._connection.ready()).directory.refresh()
 
     async def cancel(self, group: str | None = None) -> int:
-        """Cancel all tasks of a group (this view's own by default) that have not ended; how many that were."""
+        """Cancel all tasks of a group (this view's own by default), by id or name, that have not ended; how many that were.
+
+        :raises NotFound: you have no such group.
+        """
         standing = await self._connection.ready()
-        identifier = standing.identity.group(group) if group else self.group
+        meant = standing.identity.group(group) if group else self.group
         group_of = standing.identity.group
-        mine = [future for future in self._connection.fabric.inbox.open if future.scope and group_of(future.scope.group) == identifier]
+        mine = [future for future in self._connection.fabric.inbox.open if future.scope and group_of(future.scope.group) == meant]
         dropped = sum(future.cancel() for future in mine if future.state == "pending")
         await standing.sender.flush()
         if mine and dropped == len(mine):
             return dropped  # the group may not even exist
+        identifier = meant if mine else await standing.group(group or meant)
         answer = await standing.front.call("POST", f"/groups/{identifier}/cancel", None, api.CancelAnswer)
         return dropped + answer.asked
 
 
-def say_how_to_attach(group: str, count: int) -> None:
-    """What a person wants to know who interrupts a program that waits."""
-    line = f"{count:,} tasks of group {group} go on. See them again: async for task in Client().attach({group!r}): …"
-    print(line, file=sys.stderr)  # noqa: T201
+def say_how_to_attach(connection: Connection, open_futures: list[TaskFuture[Any]], code: str) -> None:
+    """What a person wants to know who interrupts a program that waits: each group, and the line that shows its tasks again."""
+    counts = Counter(future.group or connection.group_id(future.scope.group if future.scope else "") for future in open_futures)
+    for group, count in counts.items():
+        line = f"{count:,} {'task' if count == 1 else 'tasks'} of group {group} go on. See them again: {code}.attach({group!r}): …"
+        print(line, file=sys.stderr)  # noqa: T201
 
 
 @overload
@@ -256,28 +305,16 @@ def unwrapped(fn: Callable[..., Any] | str) -> Callable[..., Any] | str:
     return getattr(fn, "__funcmq_function__", fn) if not isinstance(fn, str) else fn
 
 
-async def _run(mapping: chunks.Mapping, ended: waiting.Mailbox[Chunk], shown: Any, errors: Errors, *, glance: bool) -> AsyncIterator[Any]:
+async def _run(mapping: chunks.Mapping, ended: waiting.Mailbox[Chunk], shown: Meter, *, glance: bool) -> AsyncIterator[Any]:
     try:
         mapping.top_up()
         while not mapping.finished:
-            for chunk in await ended.get_all(GLANCE_S if glance else None):
-                mapping.settle(chunk)
-            mapping.top_up()
-            shown.show(mapping.done, mapping.failed, _reason(mapping) if glance else "")
-            for block in mapping.take():
-                values, error = chunks.flatten(block, errors)
+            for values, error in mapping.turn(await ended.get_all(GLANCE_S if glance else None)):
                 for value in values:
                     yield value
                 if error is not None:
                     raise error
-            mapping.top_up()
+            shown.show(mapping.done, mapping.failed, mapping.reason if glance else "")
     except (GeneratorExit, Exception):
         mapping.cancel()
         raise
-
-
-def _reason(mapping: chunks.Mapping) -> str:
-    for chunk in mapping.under_way.values():
-        if chunk.future is not None and chunk.future.state != "running":
-            return chunk.future.waiting_for
-    return ""

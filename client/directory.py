@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 
-from funcmq.broker.api import EndpointView
+from funcmq.broker.api import EndpointView, Waiting
 from funcmq.broker.http import Api
 from funcmq.broker.signing import PublicKey
+from funcmq.broker.waiting import sentence
 from funcmq.client.known import KnownEndpoints, check_online, choose
 
 FRESH_S = 5.0
@@ -23,16 +25,21 @@ class Directory:
         self._chosen: dict[str | tuple[str, ...], str] = {}
         self._told: set[str] = set()
         self._listed = 0.0
+        self._sent: Counter[str] = Counter()
+        """Tasks sent since the last list, by endpoint: they take room that the list still calls free."""
 
     async def refresh(self) -> list[EndpointView]:
         """All endpoints that this user may use, as of now."""
         views = await self._front.list("/endpoints", EndpointView)
         self._views = {view.id: view for view in views}
         self._listed = time.monotonic()
+        self._sent.clear()
         return views
 
-    async def resolve(self, wanted: str | tuple[str, ...], offline: str = "wait") -> EndpointView:
-        """The endpoint that is meant, with its key pinned.
+    async def resolve(self, wanted: str | tuple[str, ...], offline: str = "wait", tasks: int = 0) -> EndpointView:
+        """The endpoint that is meant, with its key pinned; of several, the online one with most free capacity.
+
+        :param tasks: how many will be sent there.
 
         :raises NotFound: there is none of this name.
         :raises EndpointOffline: it is not connected, and `offline` is "fail".
@@ -43,11 +50,18 @@ class Directory:
             return known
         if not choosing or time.monotonic() - self._listed > FRESH_S:
             await self.refresh()
-        view = choose(self._views.values(), wanted)
+        view = choose(self._views.values(), wanted, self._sent)
+        self._sent[view.id] += tasks
         self._known.pin(view)
         self._chosen[wanted] = view.id
         self._mention(view, offline)
         return view
+
+    async def renewed(self, view: EndpointView) -> EndpointView:
+        """What the front door says of an endpoint now, or said a few seconds ago."""
+        if time.monotonic() - self._listed > FRESH_S:
+            await self.refresh()
+        return self._views.get(view.id, view)
 
     async def meet(self, identifier: str) -> None:
         """Pin the key of an endpoint, by its id, so that its results can be checked."""
@@ -59,7 +73,7 @@ class Directory:
             check_online(view)
         elif not view.online and view.id not in self._told:
             self._told.add(view.id)
-            print(f"funcmq: {offline_since(view)}; tasks for it wait until it is back.", file=sys.stderr)  # noqa: T201  a line for the person who waits
+            print(f"funcmq: {view.name}: {offline_since(view)}; tasks for it wait until it is back.", file=sys.stderr)  # noqa: T201  a line for the person who waits
 
     def key(self, identifier: str) -> PublicKey | None:
         """The pinned key of an endpoint."""
@@ -77,6 +91,4 @@ class Directory:
 
 def offline_since(view: EndpointView) -> str:
     """One sentence about an endpoint that is away."""
-    since = time.strftime(" since %H:%M", time.localtime(view.seen / 1000)) if view.seen else ""
-    host = f" ({view.host})" if view.host else ""
-    return f"endpoint {view.name} is offline{since}{host}"
+    return sentence(Waiting(kind="offline", since=view.seen, host=view.host), int(time.time() * 1000))

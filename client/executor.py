@@ -16,9 +16,10 @@ from funcmq.broker import api
 from funcmq.client import chunks
 from funcmq.client.background import EXIT_S, Background
 from funcmq.client.chunks import Chunk, Errors
-from funcmq.client.client import LEAVE_S, Client, say_how_to_attach, unwrapped
+from funcmq.client.client import GLANCE_S, LEAVE_S, Client, say_how_to_attach, unwrapped
 from funcmq.client.connection import Connection
 from funcmq.client.futures import TaskFuture
+from funcmq.client.lists import Since
 from funcmq.client.options import UNSET, Given, OnOptions, Unset, narrow
 from funcmq.client.progress import meter
 
@@ -75,7 +76,8 @@ class _Shared:
 
 class Executor(concurrent.futures.Executor):
     """Runs functions far away.  `with Executor(…)` waits for all results, as in the standard library; with `shutdown(wait=False)` or
-    without `with`, tasks go on alone.
+    without `with`, tasks go on alone.  A view made by `on()` can be used and shut down in the same way: that concerns the tasks submitted
+    through it, and leaves the others and the connection alone.
 
     Parameters and errors as for `Client`.  Thread-safe; in a forked child it connects anew.
     """
@@ -91,17 +93,18 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         self._client = Client(endpoint, url=url, token=token, key=key, profile=profile)
         self._shared = _Shared(self._client)
+        self._view_shut: bool | None = None
 
     def on(self, endpoint: str | Iterable[str] | Unset | None = UNSET, **options: Unpack[OnOptions]) -> Executor:
-        """See `Client.on`.  Shutting a view down shuts all of it down."""
+        """See `Client.on`."""
         given = Given.of(endpoint, options)
         view = object.__new__(type(self))
-        view._client, view._shared = self._client.view(narrow(self._client.scope, given)), self._shared
+        view._client, view._shared, view._view_shut = self._client.view(narrow(self._client.scope, given)), self._shared, False
         return view
 
     def _here(self) -> Client:
         """The client of this view, on the connection of this process."""
-        if self._shared.shut:
+        if self._shared.shut or self._view_shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         connection = self._shared.connection()
         if self._client._connection is not connection:
@@ -141,7 +144,7 @@ class Executor(concurrent.futures.Executor):
         ended: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
         mapping = chunks.Mapping(items, plan, lambda value: client.send_chunk(recorded, value), ended.put)
         mapping.top_up()
-        return _outcomes(mapping, ended, deadline, plan, getattr(recorded, "name", "map") if progress else "")
+        return _outcomes(mapping, ended, deadline, total, getattr(recorded, "name", "map") if progress else "")
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._shared.background.run(work)
@@ -173,9 +176,21 @@ class Executor(concurrent.futures.Executor):
 
         return self._run(look())
 
-    def tasks(self, state: str | None = None, group: str | None = None, limit: int = 100) -> list[api.TaskView]:
+    def tasks(
+        self,
+        state: str | None = None,
+        group: str | None = None,
+        endpoint: str | None = None,
+        function: str | Callable[..., Any] | None = None,
+        since: Since | None = None,
+        limit: int = 100,
+    ) -> list[api.TaskView]:
         """See `Client.tasks`."""
-        return self._run(self._here().tasks(state, group, limit))
+        return self._run(self._here().tasks(state, group, endpoint, function, since, limit))
+
+    def retry(self, identifier: str) -> TaskFuture[Any]:
+        """See `Client.retry`."""
+        return self._run(self._here().retry(identifier))
 
     def endpoints(self) -> list[api.EndpointView]:
         """See `Client.endpoints`."""
@@ -185,9 +200,9 @@ class Executor(concurrent.futures.Executor):
         """See `Client.cancel`."""
         return self._run(self._here().cancel(group))
 
-    def register(self, fn: Callable[..., Any]) -> str:
+    def register(self, fn: Callable[..., Any], name: str | None = None) -> str:
         """See `Client.register`."""
-        return self._run(self._here().register(fn))
+        return self._run(self._here().register(fn, name))
 
     def flush(self) -> None:
         """See `Client.flush`."""
@@ -211,30 +226,40 @@ class Executor(concurrent.futures.Executor):
 
         :param cancel_futures: cancel what has not ended, far away too.
         """
-        self._shared.shut = True
+        if self._view_shut is None:
+            self._shared.shut = True
+        else:
+            self._view_shut = True
         if not self._shared.begun:
             return
-        fabric = self._shared.connection().last
         if cancel_futures:
-            for future in fabric.inbox.open:
+            for future in self._open():
                 future.cancel()
         if not wait:
             return
         try:
-            while open_futures := fabric.inbox.open:
+            while open_futures := self._open():
                 concurrent.futures.wait(open_futures)
         except KeyboardInterrupt:
             self._interrupted()
             raise
-        self._end(EXIT_S)
+        if self._view_shut is None:
+            self._end(EXIT_S)
+
+    def _open(self) -> list[TaskFuture[Any]]:
+        """What has not ended: of all, or of what was submitted through this view."""
+        open_futures = self._shared.connection().last.inbox.open
+        if self._view_shut is None:
+            return open_futures
+        return [future for future in open_futures if self._client.sent(future)]
 
     def _interrupted(self) -> None:
         """Ctrl-C: tasks go on, and the person learns how to see them again."""
         self._shared.shut = True
         if self._shared.begun:
             connection = self._shared.connection()
-            if count := len(connection.last.inbox.open):
-                say_how_to_attach(connection.group_id(self._client.scope.group), count)
+            if open_futures := connection.last.inbox.open:
+                say_how_to_attach(connection, open_futures, "for task in Executor()")
             self._end(LEAVE_S)
 
     def _end(self, patience: float) -> None:
@@ -244,27 +269,31 @@ class Executor(concurrent.futures.Executor):
 
 
 def _outcomes(
-    mapping: chunks.Mapping, ended: queue.SimpleQueue[Chunk], deadline: float | None, plan: chunks.Plan, label: str
+    mapping: chunks.Mapping, ended: queue.SimpleQueue[Chunk], deadline: float | None, total: int | None, label: str
 ) -> Iterator[Any]:
     try:
-        with meter(label, plan.total, wanted=bool(label)) as shown:
+        with meter(label, total, wanted=bool(label)) as shown:
             while not mapping.finished:
-                mapping.settle(_next(ended, deadline))
-                mapping.top_up()
-                shown.show(mapping.done, mapping.failed, "")
-                for block in mapping.take():
-                    values, error = chunks.flatten(block, plan.errors)
+                for values, error in mapping.turn(_next(ended, deadline, GLANCE_S if label else None)):
                     yield from values
                     if error is not None:
                         raise error
-                mapping.top_up()
+                shown.show(mapping.done, mapping.failed, mapping.reason if label else "")
     except (GeneratorExit, Exception):
         mapping.cancel()
         raise
 
 
-def _next(ended: queue.SimpleQueue[Chunk], deadline: float | None) -> Chunk:
+def _next(ended: queue.SimpleQueue[Chunk], deadline: float | None, glance: float | None) -> list[Chunk]:
+    """The next chunk that has ended; nothing after `glance` seconds.
+
+    :raises TimeoutError: the deadline is over.
+    """
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    waits = [wait for wait in (left, glance) if wait is not None]
     try:
-        return ended.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return [ended.get(timeout=min(waits, default=None))]
     except queue.Empty:
-        raise TimeoutError from None
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError from None
+        return []

@@ -15,22 +15,25 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from funcmq.broker import api, functions
 from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import ConfigurationError, FuncmqError, Unreachable
 from funcmq.broker.http import Api
 from funcmq.broker.ids import new_id
-from funcmq.broker.messages import MAX_INLINE
+from funcmq.broker.messages import MAX_INLINE, FunctionRef, Slot
 from funcmq.broker.settings import Settings, config_dir
 from funcmq.broker.signing import PrivateKey, PublicKey
+from funcmq.client.again import Again
 from funcmq.client.bundler import Bundler
 from funcmq.client.cancels import Canceller, Reasons
 from funcmq.client.directory import Directory
-from funcmq.client.functions import Function, Functions
+from funcmq.client.functions import Function, Functions, Named
 from funcmq.client.futures import FutureAsArgument, TaskFuture, cancelled_error
 from funcmq.client.inbox import Inbox
 from funcmq.client.known import KnownEndpoints
+from funcmq.client.names import Names
 from funcmq.client.options import Scope
 from funcmq.client.outcomes import copy
 from funcmq.client.reader import Reader
@@ -57,6 +60,14 @@ class Standing:
     sender: Sender
     canceller: Canceller
     reasons: Reasons
+    names: Names
+
+    async def group(self, given: str) -> str:
+        """Id of a group that exists, by its id or its name.
+
+        :raises NotFound: you have no such group.
+        """
+        return (await self.front.call("GET", f"/groups/{quote(given, safe='')}", None, api.GroupAnswer)).id
 
 
 class Fabric:
@@ -83,7 +94,7 @@ class Fabric:
         self._ready = asyncio.Event()
         self._closing = asyncio.Event()
         self._dead: FuncmqError | None = None
-        self._unknown: list[TaskFuture[Any]] = []
+        self._unknown: list[tuple[TaskFuture[Any], str]] = []
         self.root: asyncio.Task[None] | None = None
         """The task in which `run` runs."""
 
@@ -98,12 +109,20 @@ class Fabric:
         self._check_alive()
         ref = None
         try:
-            ref = self.functions.ref(function, scope.by_value)
+            ref = self.functions.ref(function, scope.by_value, scope.strategy)
             slot = functions.pack(value, "value of the arguments", self.max_inline, by_value=scope.by_value)
         except FuncmqError as broken:
             if isinstance(broken.__cause__, FutureAsArgument):
                 raise broken.__cause__ from None
             return self._failed(ref.name if ref else "", broken)
+        return self._put_in(scope, ref, slot)
+
+    def submit_again(self, again: Again) -> TaskFuture[Any]:
+        """A new task for a call that was signed before."""
+        self._check_alive()
+        return self._put_in(again.scope, self.functions.know(again.function), again.args)
+
+    def _put_in(self, scope: Scope, ref: FunctionRef | Named, slot: Slot) -> TaskFuture[Any]:
         future: TaskFuture[Any] = TaskFuture(self, self._new_id(), ref.name, scope, (ref.id, slot))
         if scope.key:
             future.key = scope.key
@@ -226,8 +245,10 @@ class Fabric:
         except FuncmqError as error:
             self._dead = error
         except Exception as broken:
-            log.exception("the client broke: please report this")
-            self._dead = FuncmqError(f"The client broke: {broken!r}.")
+            self._dead = _known(broken)
+            if self._dead is None:
+                log.exception("the client broke: please report this")
+                self._dead = FuncmqError(f"The client broke: {broken!r}.")
         finally:
             self.close()
             self._end_open()
@@ -244,13 +265,14 @@ class Fabric:
         directory = Directory(front, KnownEndpoints(config_dir() / "known_endpoints"))
         reader = Reader(front, self.inbox, directory, self.make_room)
         listener = reader.listener = Listener(front, self._handle, reader.caught_up)
-        for future in self._unknown:
-            reader.unknown.put_nowait(future)
+        for future, task in self._unknown:
+            reader.unknown.put_nowait((future, task))
+        names = Names(front, self.functions)
         canceller = Canceller(front, self.inbox, self.trouble)
-        parts = Parts(front, identity, directory, listener, self._bundler, self.inbox, self.functions.unsent, self.trouble)
+        parts = Parts(front, identity, directory, listener, self._bundler, self.inbox, self.functions, names, self.trouble)
         sender = Sender(parts, lambda bundle: canceller.accepted(bundle.futures), reader.moved)
         reasons = Reasons(front, self.inbox, directory, self.trouble)
-        return Standing(front, identity, directory, listener, reader, sender, canceller, reasons)
+        return Standing(front, identity, directory, listener, reader, sender, canceller, reasons, names)
 
     async def _serve(self, standing: Standing) -> None:
         parts = {"listen": standing.listener.run, "send": standing.sender.run, "cancel": standing.canceller.run}
@@ -271,11 +293,11 @@ class Fabric:
         unsent = self._bundler.take_all()
         if unsent and self._dead is None:
             log.warning("%d tasks were not sent: the client was closed before", len(unsent))
-        for future in self._unknown:
+        for future, _ in self._unknown:
             self.inbox.expect(future)
         for future in self.inbox.open:
             self.inbox.forget(future)
-            future.finish("failed" if self._dead else future.state, error=copy(self._dead) if self._dead else _left(future))
+            future.finish("failed" if future.state == "pending" else future.state, error=_left(future, self._dead))
 
     # What comes in
 
@@ -291,12 +313,15 @@ class Fabric:
     # Tasks submitted elsewhere or earlier
 
     def look_up(self, task: str) -> TaskFuture[Any]:
-        """A future for a task of which only the id is known."""
-        future: TaskFuture[Any] = TaskFuture(self, bytes.fromhex(task), "")
+        """A future for a task of which only the id is known, or the end of it."""
+        open_here = [future for future in self.inbox.open if future.id.endswith(task)]
+        if len(open_here) == 1:
+            return open_here[0]
+        future: TaskFuture[Any] = TaskFuture(self, bytes.fromhex(task.zfill(32)), "")
         if self._standing is not None:
-            self._standing.reader.unknown.put_nowait(future)
+            self._standing.reader.unknown.put_nowait((future, task))
         else:
-            self._unknown.append(future)
+            self._unknown.append((future, task))
         return future
 
     def future_of(self, task: str) -> TaskFuture[Any]:
@@ -305,8 +330,21 @@ class Fabric:
         return self.inbox.futures.get(identifier) or TaskFuture(self, identifier, "")
 
 
-def _left(future: TaskFuture[Any]) -> Unreachable:
+def _left(future: TaskFuture[Any], dead: FuncmqError | None) -> FuncmqError:
+    """What a future ends with that nobody can resolve any more: why the connection ended, if it was not closed."""
+    attach = f"See it again: `async for task in client.attach({future.group!r})`."
+    if dead is not None:
+        error = copy(dead)
+        if future.state != "pending":
+            error.add_note(f"The task {future.id} itself goes on. {attach}")
+        return error
     if future.state == "pending":
         return Unreachable(f"The client was closed before it had sent task {future.id}.", hint="Submit it again.")
-    message = f"The client that waited for task {future.id} is closed; the task itself goes on."
-    return Unreachable(message, hint=f"See it again: `async for task in client.attach({future.group!r})`.")
+    return Unreachable(f"The client that waited for task {future.id} is closed; the task itself goes on.", hint=attach)
+
+
+def _known(broken: BaseException) -> FuncmqError | None:
+    """The error of ours among those with which the parts of a connection ended."""
+    if isinstance(broken, BaseExceptionGroup):
+        return next((found for inner in broken.exceptions if (found := _known(inner)) is not None), None)
+    return broken if isinstance(broken, FuncmqError) else None

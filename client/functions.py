@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from funcmq.broker.functions import Recorded, Strategy
@@ -12,7 +14,20 @@ from funcmq.client.options import ByValue
 from funcmq.client.recorder import Recorder
 
 Function = Callable[..., Any] | str | Recorded
-"""What can be submitted: a function, the id of one, or a record made before."""
+"""What can be submitted: a function, the id or the name (`ada/recon`, `ada/recon@2`) of one, or a record made before."""
+_NAME = re.compile(r"[^/@\s]+/[\w.-]+(@[1-9]\d*)?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A function of which only the name is known: its id is asked for when it is sent."""
+
+    id: str
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.id
 
 
 class Functions:
@@ -29,7 +44,7 @@ class Functions:
         self.unsent: dict[str, bytes] = {}
         """Records that the front door may not have yet, by id; taken out when it has them."""
 
-    def ref(self, function: Function, by_value: ByValue, strategy: Strategy = "auto") -> FunctionRef:
+    def ref(self, function: Function, by_value: ByValue, strategy: Strategy = "auto") -> FunctionRef | Named:
         """How a bundle names this function, whose record is in `unsent` now if it was never sent.
 
         :raises TypeError: it cannot be called.
@@ -45,10 +60,16 @@ class Functions:
             ref = self._new(recorded.ref)
         return ref
 
-    def _by_id(self, function: str) -> FunctionRef:
+    def _by_id(self, function: str) -> FunctionRef | Named:
+        if _NAME.match(function):
+            return Named(function)
         if not is_hash(function):
-            raise TypeError(f"{function!r} is neither a function nor the id of one (64 hex digits).")
-        return self._refs.get(function) or self._new(FunctionRef(function, short(function)))
+            raise TypeError(f"{function!r} is neither a function nor the id of one (64 hex digits), nor a name such as 'ada/recon'.")
+        return self.know(FunctionRef(function, short(function)))
+
+    def know(self, ref: FunctionRef) -> FunctionRef:
+        """This function is at the front door already; as it is known here."""
+        return self._refs.get(ref.id) or self._new(ref)
 
     def _new(self, ref: FunctionRef) -> FunctionRef:
         self._know(ref)

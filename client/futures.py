@@ -70,6 +70,8 @@ class TaskFuture(concurrent.futures.Future[T]):
     end: str = ""
     known: str = ""
     """What the store or the endpoint said last, where that is later than what `sent` knows."""
+    place: tuple[int, str] = (0, "")
+    """Since when it is said to run (ms), and on which host."""
     cancel_wanted = False
     key: str = ""
     _state = _PENDING
@@ -189,7 +191,12 @@ class TaskFuture(concurrent.futures.Future[T]):
         return self._result  # type: ignore[return-value]
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        """Call `fn(self)` when it has ended, on the thread that ends it; at once where it has."""
+        """Call `fn(self)` when it has ended, on the thread that ends it; at once where it has.
+
+        :raises TypeError: asyncio.wait asks, which cannot work.
+        """
+        if getattr(fn, "__module__", "") == "asyncio.tasks":  # asyncio.wait: its callback may run on its own loop only
+            raise TypeError("asyncio.wait takes asyncio's own futures: give it asyncio.ensure_future(task), or use `gather`.")
         with self.owner.guard:
             if self._state is not _FINISHED:
                 if self._done_callbacks is _NOBODY:

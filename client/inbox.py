@@ -6,6 +6,7 @@ A result counts only when the task's own endpoint signed it with its pinned key;
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,8 @@ class Inbox:
         self.futures: dict[bytes, TaskFuture[Any]] = {}
         self.refused = 0
         """Results that were not what they claimed to be."""
+        self.last: dict[str, tuple[float, str]] = {}
+        """When the stream last ended something of an endpoint (monotonic), and a task of that message."""
         self._sent: weakref.WeakValueDictionary[str, Sent] = weakref.WeakValueDictionary()
 
     @property
@@ -61,21 +64,22 @@ class Inbox:
         """
         message = messages.unpack(kind, body)
         if isinstance(message, Signed):
-            self.results(message)
+            if (last := self.results(message)) is not None:
+                self.last[last.endpoint] = time.monotonic(), last.results[-1].id.hex()
         elif isinstance(message, Receipt):
             self._received(message)
         elif isinstance(message, Running):
             self._running(message)
 
-    def results(self, signed: Signed) -> None:
-        """A result bundle, from the stream or the store; results of tasks that nobody waits for are skipped.
+    def results(self, signed: Signed) -> Results | None:
+        """A result bundle, from the stream or the store, read and used; None where nobody waits for anything in it.
 
         :raises FuncmqError: it is malformed, or not signed by the endpoint that it names.
         """
         results = codec.decode(Results, signed.body)
         wanted = [outcome for outcome in results.results if outcome.id in self.futures]
         if not wanted:  # a copy too many, or somebody else's: nothing of it is used, so nothing needs to be believed
-            return
+            return None
         key = self._key_of(results.endpoint)
         if key is None:
             raise NotAllowed(
@@ -95,6 +99,7 @@ class Inbox:
                 log.warning("a result of task %s came from the endpoint %s, which does not have it; refused", future.id, results.endpoint)
                 continue
             self._end(future, outcome)
+        return results
 
     def _end(self, future: TaskFuture[Any], outcome: Outcome) -> None:
         del self.futures[outcome.id]
@@ -124,6 +129,7 @@ class Inbox:
             future = self.futures.get(task)
             if future is not None and future.endpoint_id == running.endpoint:
                 future.started()
+                future.place = running.at, running.host
 
     def answer(self, answer: api.QueryAnswer) -> None:
         """What the store knows: whole signed bundles, and ends that the front door itself wrote."""

@@ -6,7 +6,7 @@ A line of `known_endpoints` is `ID ed25519 BASE64 NAME`.  Only ids and keys coun
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from funcmq.broker.api import EndpointView
@@ -15,6 +15,8 @@ from funcmq.broker.ids import is_id
 from funcmq.broker.signing import PublicKey
 
 log = logging.getLogger("funcmq.client")
+
+NONE: Mapping[str, int] = {}
 
 
 class KnownEndpoints:
@@ -70,15 +72,17 @@ def _read(path: Path) -> Iterable[tuple[str, PublicKey]]:
                 log.warning("%s: the line of %s holds no key; remove it", path, words[0])
 
 
-def choose(views: Iterable[EndpointView], wanted: str | tuple[str, ...]) -> EndpointView:
+def choose(views: Iterable[EndpointView], wanted: str | tuple[str, ...], sent: Mapping[str, int] = NONE) -> EndpointView:
     """The endpoint that is meant by a name or an id; of several, the online one with most free capacity.
+
+    :param sent: tasks that each has been sent since it was seen like this, by id.
 
     :raises NotFound: none of this name is visible.
     :raises InvalidRequest: nothing is named, or several endpoints that others share have this name.
     """
     views = list(views)
     if isinstance(wanted, tuple):
-        return max((choose(views, one) for one in wanted), key=free)
+        return max((choose(views, one) for one in wanted), key=lambda view: free(view, sent.get(view.id, 0)))
     names = ", ".join(sorted(view.name for view in views)) or "none"
     if not wanted:
         raise InvalidRequest("No endpoint is named.", hint=f"Use on('NAME') or set FUNCMQ_ENDPOINT; you can use: {names}.")
@@ -91,10 +95,10 @@ def choose(views: Iterable[EndpointView], wanted: str | tuple[str, ...]) -> Endp
     return found[0]
 
 
-def free(view: EndpointView) -> tuple[bool, int]:
-    """How attractive an endpoint is for more work; larger is better."""
+def free(view: EndpointView, sent: int = 0) -> tuple[bool, int]:
+    """How attractive an endpoint is for more work, with so many tasks on their way to it; larger is better."""
     capacity = sum(max(pool.capacity, pool.workers) for pool in view.pools if not pool.reason)
-    return view.online, capacity - view.queued - view.running
+    return view.online, capacity - view.queued - view.running - sent
 
 
 def check_online(view: EndpointView) -> None:

@@ -16,6 +16,7 @@ ByValue = Literal["auto"] | bool | tuple[ModuleType, ...]
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd])\s*)+\Z")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
+MAX_KEY = 255
 _RESOURCES = frozenset({"nodes", "ranks", "cores", "memory", "gpus"})
 
 
@@ -127,6 +128,11 @@ def of_kind(scope: Scope, kind: Kind) -> Scope:
     return replace(scope, how=_replaced(scope.how, {"kind": kind}))
 
 
+def at_endpoint(endpoint: str, group: str, how: messages.Options, expires_s: float) -> Scope:
+    """The view of a task that was signed before, by ids."""
+    return Scope(endpoint=endpoint, group=group, expires_s=expires_s, how=how)
+
+
 def seconds(value: float | str, what: str) -> float:
     """A positive duration in seconds, from a number or text such as `90`, `"10m"` or `"1h 30m"`."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -225,11 +231,21 @@ def _by_value(value: object) -> ByValue:
     return cast("ByValue", modules)
 
 
+def _key(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"key is text, not {type(value).__name__}.")
+    if not 0 < len(value) <= MAX_KEY:
+        raise ValueError(f"key is text of 1 to {MAX_KEY} characters; None takes it back.")
+    return value
+
+
 _HOW = {"pool": _text("pool"), "walltime": _walltime, "retry": _retry, "priority": _priority, "resources": _resources}
 _OWN = {
     "endpoint": _endpoint,
     "group": _text("group"),
-    "key": _text("key"),
+    "key": _key,
     "expires": _expires,
     "offline": _one_of("offline", "wait", "fail"),
     "by_value": _by_value,

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from funcmq.broker import api
-from funcmq.broker.errors import FuncmqError
+from funcmq.broker.errors import FuncmqError, NotLoggedIn
 from funcmq.broker.http import Api
 from funcmq.broker.ids import created_at
 from funcmq.client.directory import Directory
@@ -20,10 +21,25 @@ from funcmq.client.stream import Listener
 log = logging.getLogger("funcmq.client")
 
 SWEEP_S = 30.0
+LAG_S = 5.0
+"""The store has a result this long after the stream at the latest, or else something is wrong that waiting does not mend."""
+LOOK_S = 0.05
+"""Between two looks at whether the store has it."""
 SWEEP = 10_000
 """Tasks in one sweep; the next one goes on with the others."""
 QUERY = 1000
 """Tasks in one question to the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A task that the store knows."""
+
+    id: str
+    endpoint: str
+    group: str
+    state: str
+    function_name: str
 
 
 class Reader:
@@ -35,8 +51,8 @@ class Reader:
     def __init__(self, front: Api, inbox: Inbox, directory: Directory, ended: Callable[[], None]) -> None:
         self._front, self._inbox, self._directory, self._ended = front, inbox, directory, ended
         self.listener: Listener | None = None
-        self.unknown: asyncio.Queue[TaskFuture[Any]] = asyncio.Queue()
-        """Futures of which only the task's id is known."""
+        self.unknown: asyncio.Queue[tuple[TaskFuture[Any], str]] = asyncio.Queue()
+        """Futures of which only the task's id is known, and that id, which may be short."""
 
     @property
     def _sent(self) -> list[TaskFuture[Any]]:
@@ -46,7 +62,9 @@ class Reader:
         """The stream stands again: read what may have been missed."""
         try:
             await self.query([future.task_id for future in self._sent])
-        except FuncmqError as error:  # an expired token too: what listens goes on, and its futures may end yet
+        except NotLoggedIn:
+            raise
+        except FuncmqError as error:
             log.info("cannot read the store now, the sweep will: %s", error.message)
 
     async def query(self, tasks: Iterable[bytes]) -> None:
@@ -61,7 +79,10 @@ class Reader:
                 waiting += answer.more
 
     async def sweep(self) -> None:
-        """The backstop: loss on the stream is allowed and silent, so only a timer can notice it."""
+        """The backstop: loss on the stream is allowed and silent, so only a timer can notice it.
+
+        :raises NotLoggedIn: the token works no more.
+        """
         at = 0
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -70,51 +91,78 @@ class Reader:
             at = at if at < len(old) else 0
             try:
                 await self.query(old[at : at + SWEEP])
+            except NotLoggedIn:
+                raise
             except FuncmqError as error:
                 log.info("the sweep failed, and is repeated: %s", error.message)
             at += SWEEP
 
+    async def settled(self) -> None:
+        """Return when the store has what the stream has ended here: a client that has seen a result never sees its task still waiting.
+
+        Results of an endpoint are stored in the order in which they were sent, so the last one stands for all.
+        """
+        while self._inbox.last:
+            endpoint, (at, task) = next(iter(self._inbox.last.items()))
+            if time.monotonic() - at < LAG_S:
+                view = await self._front.call("GET", f"/tasks/{task}", None, api.TaskView)
+                if view.state not in api.ENDS:
+                    await asyncio.sleep(LOOK_S)  # the store tells nobody when it has stored; it is a matter of tenths of a second
+                    continue
+            if self._inbox.last.get(endpoint) == (at, task):
+                del self._inbox.last[endpoint]
+
     async def find(self) -> None:
         """Find the tasks of `unknown`, until cancelled."""
         while True:
-            await self._find(await self.unknown.get())
+            await self._find(*await self.unknown.get())
 
     async def moved(self, future: TaskFuture[Any], verdict: api.Verdict) -> None:
         """This key was used before: the future stands for that earlier task, wherever it runs."""
         self._inbox.forget(future)
         future.task_id = bytes.fromhex(verdict.id)
-        await self._find(future)
+        await self._find(future, verdict.id)
 
-    async def _find(self, future: TaskFuture[Any]) -> None:
+    async def _find(self, future: TaskFuture[Any], identifier: str) -> None:
         """Where there is no such task, the future ends as the front door says."""
         try:
-            await self.adopt([(future, await self._front.call("GET", f"/tasks/{future.id}", None, api.TaskView))])
+            view = await self._front.call("GET", f"/tasks/{identifier}", None, api.TaskView)
+            await self.adopt([(future, Found(view.id, view.endpoint, view.group, view.state, view.function_name))])
         except FuncmqError as error:
             self._inbox.forget(future)
             future.finish("failed", error=error)
 
-    async def adopt(self, tasks: Iterable[tuple[TaskFuture[Any], api.TaskView]]) -> None:
-        """Let futures stand for these tasks: their groups are listened to first, the store is read then."""
+    async def adopt(self, tasks: Iterable[tuple[TaskFuture[Any], Found]]) -> None:
+        """Let futures stand for these tasks: their groups are listened to anew first, the store is read then."""
+        new = [future for future, found in tasks if await self._expect(future, found)]
         assert self.listener is not None
-        new: list[TaskFuture[Any]] = []
-        for future, view in tasks:
-            _take_over(future, view)
-            other = self._inbox.futures.get(future.task_id)
-            if other is not None and other is not future:
-                other.add_done_callback(_follower(future))
-                continue
-            await self._directory.meet(view.endpoint)
-            self._inbox.expect(future)
-            new.append(future)
         for group in {future.group for future in new}:
-            await self.listener.listen(group)
+            await self.listener.renew(group)
         await self.query([future.task_id for future in new])
 
+    async def adopt_page(self, tasks: Iterable[tuple[TaskFuture[Any], Found]]) -> None:
+        """As `adopt`, for tasks of a group that is listened to since before these were asked for."""
+        await self.query([future.task_id for future, found in tasks if await self._expect(future, found)])
 
-def _take_over(future: TaskFuture[Any], view: api.TaskView) -> None:
-    future.task_id, future.endpoint_id, future.group, future.sent = bytes.fromhex(view.id), view.endpoint, view.group, None
-    future.known = "accepted" if view.state in api.ENDS else view.state
-    future.name = future.name or view.function_name
+    async def _expect(self, future: TaskFuture[Any], found: Found) -> bool:
+        """Whether this future is to be resolved; otherwise another one for the same task is, or it has been."""
+        _take_over(future, found)
+        other = self._inbox.futures.get(future.task_id)
+        if other is future:
+            return False
+        if other is not None:
+            other.add_done_callback(_follower(future))
+            return False
+        await self._directory.meet(found.endpoint)
+        self._inbox.expect(future)
+        return True
+
+
+def _take_over(future: TaskFuture[Any], found: Found) -> None:
+    future.task_id, future.endpoint_id, future.group = bytes.fromhex(found.id), found.endpoint, found.group
+    future.sent = None
+    future.known = "accepted" if found.state in api.ENDS else found.state
+    future.name = future.name or found.function_name
 
 
 def _follower(future: TaskFuture[Any]) -> Callable[[Any], None]:

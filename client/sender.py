@@ -12,15 +12,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from funcmq.broker import api
-from funcmq.broker.errors import Busy, FuncmqError, Unreachable, rebuild
+from funcmq.broker import api, environment
+from funcmq.broker.errors import Busy, EnvironmentMismatch, FuncmqError, InvalidRequest, NotFound, NotLoggedIn, Unreachable, rebuild
 from funcmq.broker.http import Api
 from funcmq.broker.ids import group_id, is_id
 from funcmq.broker.signing import PrivateKey
 from funcmq.client.bundler import Address, Bundle, Bundler, Sealed
 from funcmq.client.directory import Directory
+from funcmq.client.functions import Functions
 from funcmq.client.futures import TaskFuture
 from funcmq.client.inbox import Inbox
+from funcmq.client.names import Names
 from funcmq.client.outcomes import copy
 from funcmq.client.stream import Listener
 
@@ -100,8 +102,8 @@ class Parts:
     listener: Listener
     bundler: Bundler
     inbox: Inbox
-    records: dict[str, bytes]
-    """Function records that the front door may not have yet, by id; taken out when it has them."""
+    functions: Functions
+    names: Names
     trouble: Trouble
 
 
@@ -134,7 +136,10 @@ class Sender:
             await self._idle.wait()
 
     async def run(self) -> None:
-        """Send until cancelled."""
+        """Send until cancelled.
+
+        :raises NotLoggedIn: the token works no more.
+        """
         async with asyncio.TaskGroup() as group:
             while True:
                 await self._free.acquire()  # before taking: what is submitted while we wait here joins the bundle
@@ -156,6 +161,8 @@ class Sender:
             await self._submit(bundle)
         except FuncmqError as error:
             self._fail(bundle.futures, error)
+            if isinstance(error, NotLoggedIn):
+                raise  # it is not about these tasks
         finally:
             self._under_way -= 1
             self._free.release()
@@ -165,6 +172,8 @@ class Sender:
         parts = self._parts
         patience = time.time() + min(future.scope.expires_s for future in bundle.futures if future.scope)
         sealed = await persist(lambda: self._seal(bundle), patience, parts.trouble)
+        if sealed is None:
+            return
         parts.inbox.follow(sealed.id, bundle.sent)
 
         def post() -> Awaitable[api.SubmitAnswer]:
@@ -178,19 +187,49 @@ class Sender:
         for verdict in answer.verdicts:
             await self._judge(bundle.futures[verdict.index], verdict)
 
-    async def _seal(self, bundle: Bundle) -> Sealed:
-        """Everything that must be so before the request leaves: endpoint known, group listened to, functions registered."""
+    async def _seal(self, bundle: Bundle) -> Sealed | None:
+        """Everything that must be so before the request leaves: endpoint known, its Python right, group listened to, functions registered.
+        None: nothing of it is to be sent.
+        """
         parts, (group, wanted, offline) = self._parts, bundle.lane
-        view = await parts.directory.resolve(wanted, offline)
+        await self._name(bundle)
+        view = await parts.directory.resolve(wanted, offline, len(bundle.futures))
         address = Address(parts.identity.user, parts.identity.key, view.id, parts.identity.group(group))
         for future in bundle.futures:
             future.endpoint_id, future.group = view.id, address.group
+        await self._weed(bundle, view)
+        if not bundle.futures:
+            return None
         await self._register({future.function for future in bundle.futures})
-        await parts.listener.listen(address.group)
+        await parts.listener.listen(address.group, group if group and not is_id(group) else "")
         return parts.bundler.seal(bundle, address, time.time())
 
+    async def _name(self, bundle: Bundle) -> None:
+        """Put ids in the place of names; who names a function that is not there is taken out, and fails."""
+        for future in [future for future in bundle.futures if "/" in future.function]:
+            try:
+                future.function = await self._parts.names.find(future.function)
+            except (NotFound, InvalidRequest) as unknown:
+                bundle.futures.remove(future)
+                self._fail([future], unknown)
+
+    async def _weed(self, bundle: Bundle, view: api.EndpointView) -> None:
+        """Take out, and fail, what no pool of the endpoint could run; what is known of it may be old, so it is looked at anew first."""
+        if any(self._misfit(future, view) for future in bundle.futures):
+            view = await self._parts.directory.renewed(view)
+            for future in list(bundle.futures):
+                if error := self._misfit(future, view):
+                    bundle.futures.remove(future)
+                    self._fail([future], error)
+
+    def _misfit(self, future: TaskFuture[Any], view: api.EndpointView) -> EnvironmentMismatch | None:
+        needs, why = self._parts.functions.needs(future.function)
+        if not needs or not view.online or future.scope is None:
+            return None
+        return environment.check(environment.Wanted(future.name, needs, why), view.name, view.pools, future.scope.how.pool)
+
     async def _register(self, functions: set[str]) -> None:
-        records = self._parts.records
+        records = self._parts.functions.unsent
         if records.keys().isdisjoint(functions):
             return
         async with self._registering:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from funcmq.broker import api
 from funcmq.broker.connection import Broker
 from funcmq.broker.consumer import Consumer, Delivery
-from funcmq.broker.errors import FuncmqError, NotFound
+from funcmq.broker.errors import FuncmqError, NotFound, NotLoggedIn
 from funcmq.broker.http import Api
 from funcmq.broker.link import Link
 from funcmq.broker.transport import Ways
@@ -33,6 +33,10 @@ class _Expired(Exception):
     """The session is gone."""
 
 
+class _LoggedOut(Exception):
+    """The token works no more, said the front door, and so nothing of this client does."""
+
+
 class Listener:
     """Keeps a session for the groups listened to.
 
@@ -45,6 +49,8 @@ class Listener:
         self._front, self._handle, self._caught_up = front, handle, caught_up
         self._ways = Ways.by(front)
         self._groups: set[str] = set()
+        self._names: dict[str, str] = {}
+        """What their user calls groups, by id."""
         self._session: api.SessionAnswer | None = None
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -55,13 +61,24 @@ class Listener:
         """Whether results come in by themselves now."""
         return self._standing is not None and self._standing[0].up and self._standing[1].ready.is_set()
 
-    async def listen(self, group: str) -> None:
-        """Return when everything that is said of this group from now on reaches the stream.
+    async def renew(self, group: str) -> None:
+        """As `listen`, also where this group is listened to already: results that are on their way to the store, and were on the stream
+        before, come once more.  For whoever asks the store next about tasks that nobody here waited for.
+        """
+        async with self._lock:
+            if self._session is not None and group in self._groups:
+                await self._repeat(self._session, group)
+        await self.listen(group)
+
+    async def listen(self, group: str, name: str = "") -> None:
+        """Return when everything that is said of this group from now on reaches the stream.  `name`: what its user calls it, if anything.
 
         :raises FuncmqError: as the front door says; nothing has changed then, and the call may be repeated.
         """
         if group in self._groups and self._session is not None:
             return
+        if name:
+            self._names[group] = name
         async with self._lock:
             if self._session is not None:
                 await self._extend(group)
@@ -71,7 +88,7 @@ class Listener:
 
     async def _open(self, groups: set[str]) -> None:
         first, *others = _pages(groups)
-        session = await self._front.call("POST", "/sessions", api.SessionRequest(groups=first), api.SessionAnswer)
+        session = await self._front.call("POST", "/sessions", self._request(first), api.SessionAnswer)
         for page in others:
             await self._listen(session, page)
         self._session = session
@@ -80,12 +97,14 @@ class Listener:
     async def _extend(self, group: str) -> None:
         """One more group; a session that is gone is forgotten."""
         assert self._session is not None
-        if group in self._groups:
-            return
+        if group not in self._groups:
+            await self._repeat(self._session, group)
+
+    async def _repeat(self, session: api.SessionAnswer, group: str) -> None:
         try:
-            await self._ask(self._session, {group})
+            await self._ask(session, {group})
         except NotFound:
-            if await self._lives(self._session):
+            if await self._lives(session):
                 raise  # it is the group that is not ours
             self._session = None
 
@@ -101,10 +120,16 @@ class Listener:
             await self._listen(session, page)
 
     async def _listen(self, session: api.SessionAnswer, groups: list[str]) -> None:
-        await self._front.tell("POST", f"/sessions/{session.id}/groups", api.SessionRequest(groups=groups))
+        await self._front.tell("POST", f"/sessions/{session.id}/groups", self._request(groups))
+
+    def _request(self, groups: list[str]) -> api.SessionRequest:
+        return api.SessionRequest(groups=groups, names={group: self._names[group] for group in groups if group in self._names})
 
     async def run(self) -> None:
-        """Consume until cancelled."""
+        """Consume until cancelled.
+
+        :raises NotLoggedIn: the token works no more.
+        """
         while True:
             self._changed.clear()
             session = self._session
@@ -120,6 +145,8 @@ class Listener:
             async with self._lock:
                 if self._session is None:
                     await self._open(self._groups)
+        except NotLoggedIn:
+            raise
         except FuncmqError as refused:
             log.warning("cannot listen for results: %s", refused.message)
             await asyncio.sleep(AGAIN_S)
@@ -135,6 +162,8 @@ class Listener:
             log.info("the session %s has expired; a new one is made", session.id)
             if self._session is session:
                 self._session = None
+        except* _LoggedOut:
+            raise NotLoggedIn from None
         finally:
             self._standing = None
 
@@ -146,8 +175,11 @@ class Listener:
         async def broker() -> Broker:
             nonlocal rounds
             rounds += 1
-            if rounds > 1 and not await self._lives(session):
-                raise _Expired
+            try:
+                if rounds > 1 and not await self._lives(session):
+                    raise _Expired
+            except NotLoggedIn:
+                raise _LoggedOut from None  # what a link takes for a FuncmqError it would try again
             return Broker(tuple(stream.urls), stream.user, stream.password)
 
         async def on_up(_: Link) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, select, tuple_
+from sqlalchemy import Row, Select, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker import api, codec
@@ -20,6 +20,9 @@ from funcmq.forwarder.views import look_around, make_view, read_bodies, read_fai
 
 MAX_ANSWER = 16 * 1024 * 1024
 """Bytes of result bundles in one answer."""
+
+
+_BRIEF = (tasks.c.id, tasks.c.bundle, tasks.c.idx, tasks.c.state, bundles.c.state.label("bundle_state"), bundles.c.endpoint_id)
 
 
 async def fetch_bundle(connection: AsyncConnection, user: str, task: bytes) -> bytes:
@@ -113,7 +116,7 @@ async def show_group(connection: AsyncConnection, live: Live, group: str) -> api
 
 async def group_page(connection: AsyncConnection, live: Live, group: str, after: str, limit: int) -> list[api.TaskBrief]:
     """Tasks of a group in order of submission, those that follow the task `after` ('': from the first)."""
-    query = select(tasks.c.id, tasks.c.bundle, tasks.c.idx, tasks.c.state, bundles.c.state.label("bundle_state"), bundles.c.endpoint_id)
+    query: Select[Any] = select(*_BRIEF)
     query = query.join(bundles, bundles.c.seq == tasks.c.bundle).where(bundles.c.group_id == group)
     if after:
         start = select(tasks.c.bundle, tasks.c.idx).where(tasks.c.id == bytes.fromhex(after))

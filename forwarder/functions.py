@@ -159,8 +159,8 @@ async def list_named(connection: AsyncConnection, user: str, name: Name) -> list
 
 
 async def _records(connection: AsyncConnection, identifiers: set[str]) -> dict[str, Row[Any]]:
-    rows = await connection.execute(select(functions.c.id, functions.c.name, functions.c.python).where(functions.c.id.in_(identifiers)))
-    return {row.id: row for row in rows}
+    query: Select[Any] = select(functions.c.id, functions.c.name, functions.c.python).where(functions.c.id.in_(identifiers))
+    return {row.id: row for row in await connection.execute(query)}
 
 
 async def _allowed(connection: AsyncConnection, names: set[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:

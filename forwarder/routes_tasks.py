@@ -116,7 +116,8 @@ async def _group(connection: AsyncConnection, given: str, user: str) -> str:
 
     :raises NotFound: the user has no such group.
     """
-    for group in (*([given] if is_id(given) else ()), group_id(user, given)):
+    candidates: list[str] = [given] if is_id(given) else []
+    for group in [*candidates, group_id(user, given)]:
         with contextlib.suppress(NotFound):
             await bundles.check_group(connection, group, user)
             return group
