@@ -21,6 +21,7 @@ def release() -> str:
     return version("funcmq")
 
 
+@functools.lru_cache(256)  # asked at every request, and mostly the same
 def neighbours(one: str, other: str) -> bool:
     """Whether two releases work together; text that is no release is not held against anybody."""
     here, there = _NUMBERS.match(one), _NUMBERS.match(other)

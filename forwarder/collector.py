@@ -61,6 +61,8 @@ class Collector:
         self._consumers: dict[str, Consumer] = {}
         self.conflicts = 0
         """Results that came for tasks which had ended with another one."""
+        self.stored = 0
+        """Results that are in the store, those that were there before included."""
 
     def watch(self, endpoint: str, key: PublicKey) -> None:
         """Take in what this endpoint reports, from now on."""
@@ -109,7 +111,7 @@ class Collector:
             elif isinstance(message, Receipt) and message.endpoint == source.endpoint:
                 batch.receipts.append(message)
             elif isinstance(message, Running) and message.endpoint == source.endpoint:
-                self._live.started(message.tasks, message.at, now_ms())
+                self._live.started(message.tasks, message.at, now_ms(), message.host)
             else:
                 _warn(source, f"a {delivery.kind} has no place here")
         except FuncmqError as refused:
@@ -160,6 +162,7 @@ class Collector:
     def _count(self, batch: _Batch, kept: list[Kept]) -> None:
         for bundle, end in zip(batch.found, kept, strict=True):
             self._live.ended([outcome.id for outcome in bundle.body.results])
+            self.stored += 0 if end.reason else len(bundle.body.results)
             if end.reason:
                 log.warning("results of endpoint %s are refused: %s", bundle.body.endpoint, end.reason, extra={"action": "results_refused"})
             if end.conflicts:

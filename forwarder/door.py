@@ -14,9 +14,11 @@ from funcmq.forwarder.database import Database
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.management import Management
 from funcmq.forwarder.memo import Memo
+from funcmq.forwarder.metrics import Metrics
 from funcmq.forwarder.people import Caller
 from funcmq.forwarder.sender import Sender
 from funcmq.forwarder.settings import ServeSettings
+from funcmq.forwarder.tally import Submitted
 
 TTL_S = 3.0
 """How long another front door's revocation may stay unnoticed here; this one's own takes effect at once."""
@@ -42,6 +44,7 @@ class Known:
     functions: Memo[tuple[str, str], bool] = field(default_factory=lambda: Memo(3600, 100_000))
     groups: Memo[str, str] = field(default_factory=lambda: Memo(3600, 100_000))
     endpoint_functions: Memo[tuple[str, str], bool] = field(default_factory=lambda: Memo(3600, 100_000))
+    pythons: Memo[str, str] = field(default_factory=lambda: Memo(3600, 100_000))
     watchers: list[Callable[[], None]] = field(default_factory=list)
     """Called when rights change."""
 
@@ -70,6 +73,8 @@ class Door:
     watch: Callable[[str, PublicKey], None]
     unwatch: Callable[[str], Awaitable[None]]
     send_soon: Callable[[], None]
+    submitted: Submitted
+    metrics: Metrics
     known: Known = field(default_factory=Known)
 
     async def caller(self, token: str) -> Caller:

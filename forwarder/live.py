@@ -39,6 +39,10 @@ class Live:
         """The last heartbeat."""
         return self._signs.get(endpoint)
 
+    def online(self, now: int) -> int:
+        """How many endpoints have been heard of lately."""
+        return sum(now - sign.seen <= ONLINE_MS for sign in self._signs.values())
+
     def clock_margin(self, endpoint: str) -> int:
         """How much earlier than an endpoint's clock says, in ms, a message of it may have been sent by this host's clock."""
         sign = self._signs.get(endpoint)

@@ -45,6 +45,8 @@ class Sender:
 
     def __init__(self, link: Link, write: Writer) -> None:
         self._link, self._write = link, write
+        self.sent = self.sent_again = 0
+        """Bundles that the broker confirmed; of these, those that were not sent for the first time."""
 
     async def send(self, sending: Sending) -> None:
         """Return when a majority of the broker's nodes has it; that it is published is written a little later.
@@ -56,6 +58,8 @@ class Sender:
             await self._publish(topology.TASKS, sending.endpoint, "bundle/1", body)
         except (Unreachable, NotFound) as unconfirmed:
             raise Busy(f"The broker did not confirm: {unconfirmed.message}", retry_after=1.0) from unconfirmed
+        self.sent += 1
+        self.sent_again += sending.dispatch > 1
         self._write.later(_PUBLISHED, (int(State.PUBLISHED), now_ms(), sending.seq))
 
     async def cancel(self, endpoint: str, tasks: list[bytes]) -> None:

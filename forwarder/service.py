@@ -17,7 +17,7 @@ from aiohttp import web
 
 from funcmq.broker import topology
 from funcmq.broker.connection import Broker
-from funcmq.broker.errors import Busy, ConfigurationError
+from funcmq.broker.errors import ConfigurationError
 from funcmq.broker.link import Link
 from funcmq.forwarder import (
     broker_auth,
@@ -26,6 +26,7 @@ from funcmq.forwarder import (
     routes_functions,
     routes_orders,
     routes_people,
+    routes_root,
     routes_sessions,
     routes_tasks,
 )
@@ -36,10 +37,12 @@ from funcmq.forwarder.door import Door
 from funcmq.forwarder.heartbeats import Heartbeats
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.management import Management
+from funcmq.forwarder.metrics import Metrics, Parts
 from funcmq.forwarder.reconciler import Reconciler
 from funcmq.forwarder.routes_amqp import Tunnels
 from funcmq.forwarder.sender import Sender
 from funcmq.forwarder.settings import ServeSettings
+from funcmq.forwarder.tally import Submitted
 from funcmq.forwarder.web import build
 
 log = logging.getLogger("funcmq.serve")
@@ -86,6 +89,9 @@ async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
         door, work = _assemble(settings, database, link, management)
         code = await routes_people.first_administrator(door)
         await stack.enter_async_context(_together(work))
+        if settings.metrics_port:
+            numbers = routes_root.numbers_only(door)
+            await stack.enter_async_context(_listening(numbers, settings.metrics_host, settings.metrics_port))
         port = await stack.enter_async_context(_listening(_public(door), settings.host, settings.port))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         yield Running(f"http://{host}:{port}", auth_port, code, door)
@@ -94,6 +100,7 @@ async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
 def _assemble(settings: ServeSettings, database: Database, link: Link, management: Management) -> tuple[Door, list[Work]]:
     live, sender = Live(), Sender(link, database.write)
     collector, reconciler, heartbeats = Collector(database, link, sender, live), Reconciler(database, sender), Heartbeats(database, live)
+    submitted = Submitted()
     door = Door(
         settings=settings,
         database=database,
@@ -104,6 +111,8 @@ def _assemble(settings: ServeSettings, database: Database, link: Link, managemen
         watch=collector.watch,
         unwatch=collector.unwatch,
         send_soon=reconciler.look,
+        submitted=submitted,
+        metrics=Metrics(Parts(database, link, live, sender, collector, submitted, settings.release)),
     )
 
     async def watch_all() -> None:
@@ -160,21 +169,7 @@ async def _listening(app: web.Application, host: str, port: int) -> AsyncIterato
 
 
 def _public(door: Door) -> web.Application:
-    async def health(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "release": door.settings.release})
-
-    async def ready(_: web.Request) -> web.Response:
-        async with door.database.read() as connection:
-            await connection.exec_driver_sql("SELECT 1")
-        if not door.link.up:
-            raise Busy(
-                "The front door has no connection to the broker.",
-                hint="It connects again by itself; if this lasts, see the log of `funcmq serve`.",
-            )
-        return web.json_response({"status": "ready", "release": door.settings.release})
-
-    app = build(door, door, TABLES)
-    app.router.add_get("/health", health)
-    app.router.add_get("/ready", ready)
+    app = build(door, door, TABLES, door.metrics)
+    routes_root.add(app, door, TABLES)
     Tunnels(door).add_to(app)
     return app

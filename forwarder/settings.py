@@ -4,6 +4,8 @@ host = "127.0.0.1"              FUNCMQ_HOST
 port = 8600                     FUNCMQ_PORT
 broker_auth_host = "127.0.0.1"  FUNCMQ_BROKER_AUTH_HOST     where RabbitMQ's questions are answered: private
 broker_auth_port = 8601         FUNCMQ_BROKER_AUTH_PORT
+metrics_host = "127.0.0.1"      FUNCMQ_METRICS_HOST         where /metrics is answered without a token: private
+metrics_port = 0                FUNCMQ_METRICS_PORT         0: on the front door's own port
 broker_url = "amqp://…"         FUNCMQ_BROKER_URL           several nodes of one cluster: separated by commas
 public_broker_urls = "amqp://…" FUNCMQ_PUBLIC_BROKER_URLS   what endpoints and clients connect to; without credentials
 management_url = "http://…"     FUNCMQ_MANAGEMENT_URL
@@ -31,12 +33,15 @@ NAMES = (
     "port",
     "broker_auth_host",
     "broker_auth_port",
+    "metrics_host",
+    "metrics_port",
     "broker_url",
     "public_broker_urls",
     "management_url",
     "database_url",
 )
-_DEFAULTS = {"host": "127.0.0.1", "port": "8600", "broker_auth_host": "127.0.0.1", "broker_auth_port": "8601"}
+_METRICS = {"metrics_host": "127.0.0.1", "metrics_port": "0"}
+_DEFAULTS = {"host": "127.0.0.1", "port": "8600", "broker_auth_host": "127.0.0.1", "broker_auth_port": "8601", **_METRICS}
 _MANAGEMENT_PORT = 15672
 
 
@@ -56,6 +61,8 @@ class ServeSettings:
     management_password: str = field(repr=False)
     database: URL
     code_file: Path | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
     release: str = field(default_factory=lambda: version("funcmq"))
 
 
@@ -90,6 +97,8 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
         management_password=password,
         database=parse_url(found["database_url"] or _default_database()),
         code_file=Path(code_file) if code_file else None,
+        metrics_host=found["metrics_host"],
+        metrics_port=_port("metrics_port", found["metrics_port"]),
     )
 
 

@@ -34,6 +34,7 @@ async def submit(door: Door, caller: Caller, data: bytes) -> api.SubmitAnswer:
     if taken.sending is not None:
         await door.sender.send(taken.sending)
     accepted = len(bundle.work.tasks) - len(taken.verdicts)
+    door.submitted.count(accepted, taken.verdicts)
     return api.SubmitAnswer(bundle=bundle.id, accepted=accepted, verdicts=taken.verdicts)
 
 
@@ -89,7 +90,7 @@ async def _pythons(door: Door, identifiers: list[str]) -> dict[str, str]:
         async with door.database.read() as connection:
             for function, python in (await functions.pythons(connection, unknown)).items():
                 known.put(function, python)
-    return {function: python for function in identifiers if (python := known.get(function))}
+    return {function: needs for function in identifiers if (needs := known.get(function))}
 
 
 async def _access(door: Door, caller: Caller, endpoint: str) -> Access:

@@ -144,7 +144,7 @@ def _serve(route: Route, door: Any, gate: Gate) -> Callable[[web.Request], Await
         releases.check(releases.release(), request.headers.get(releases.HEADER, ""))
         caller = await admit(request, route, gate)
         query = _parameters(route.query, request.query)
-        body = _decode(_kind(route, request.content_type), request.content_type, await _read(request, route.limit))
+        body = _decode(_kind(route, request.content_type), request.content_type, await read_body(request, route.limit))
         answer = await route.handler(door, Call(body, request.match_info, query, caller))
         return _encode(route, answer, request.headers.get("Accept", ""))
 
@@ -189,7 +189,11 @@ def _parameters(kind: Any, given: Mapping[str, str]) -> Any:
         raise InvalidRequest(f"A parameter after `?` is not valid: {wrong}.") from None
 
 
-async def _read(request: web.Request, limit: int) -> bytes:
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """The whole body.
+
+    :raises PayloadTooLarge: it is longer than this many bytes.
+    """
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     parts, size = [], 0

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from funcmq.broker.errors import Busy, FuncmqError, StorageFull
 from funcmq.forwarder import sqlite
 from funcmq.forwarder.prepared import Prepared, Row, many
+from funcmq.forwarder.tally import Tally
 
 log = logging.getLogger("funcmq.writer")
 
@@ -52,6 +53,8 @@ class Writer:
         self._timer: asyncio.TimerHandle | None = None
         self._connection: AsyncConnection | None = None  # kept: taking one from the pool and giving it back costs two more round trips
         self._closing = False
+        self.sizes = Tally(1, 2, 4, 8, 16, 32, 64, 128)
+        """Operations of each transaction that had any."""
 
     async def __call__(self, operation: Operation[T]) -> T:
         """Run operation in the next transaction; its result, once that is committed.
@@ -101,6 +104,8 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it was is found again, and told, one by one
             await self._one_by_one(batch, rows, error)
         else:
+            if batch:
+                self.sizes.add(len(batch))
             for request, answer in zip(batch, answers, strict=True):
                 _resolve(request, answer)
 
