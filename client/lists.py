@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from funcmq.broker import api
-from funcmq.broker.http import Api
 from funcmq.broker.waiting import sentence
 from funcmq.client.options import seconds
+
+if TYPE_CHECKING:
+    from funcmq.broker.http import Api
 
 PAGE = 1000
 Since = datetime | timedelta | float | str

@@ -90,12 +90,17 @@ def _load_file(path: Path) -> Any:
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments and keywords, from the words of a command line."""
+    """Arguments and keywords, from the words of a command line.
+
+    :raises InvalidRequest: a keyword is given twice.
+    """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for word in arguments:
         name, equals, value = word.partition("=")
         if equals and name.isidentifier():
+            if name in kwargs:
+                raise InvalidRequest(f"The argument {name} is given twice.", hint="Give it once, as in `x=1`.")
             kwargs[name] = _value(value)
         else:
             args.append(_value(word))

@@ -1,22 +1,24 @@
-"""`funcmq task` and `funcmq function`: what was sent, and what became of it."""
+"""`funcmq task`: what was sent, and what became of it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
-from urllib.parse import urlencode
+from urllib.parse import quote
 
 import click
 import msgspec
 
-from funcmq.broker import api, codec
-from funcmq.broker.errors import FuncmqError, InvalidRequest, NotFound
-from funcmq.broker.ids import is_hash, is_id, short
-from funcmq.broker.messages import FunctionRecord
+from funcmq.broker import api
+from funcmq.broker.errors import FuncmqError, InvalidRequest
+from funcmq.broker.ids import short
+from funcmq.client import lists
 from funcmq.client.account_commands import ask
-from funcmq.client.output import age, ago, common, field, profile_option, say, show_one, show_rows
+from funcmq.client.output import age, common, field, profile_option, say, show_one, show_rows
 
 if TYPE_CHECKING:
     from funcmq.broker.http import Api
@@ -24,78 +26,112 @@ if TYPE_CHECKING:
     from funcmq.client.futures import TaskFuture
 
 T = TypeVar("T")
-LATEST = 1000
-"""Tasks among which a short id is looked for."""
 TIMED_OUT = 5
 LOOK_S = 2.0
+AGAIN_S = 30.0
+"""After so long the reason for waiting is said again though only its numbers have changed."""
+WIDE = 80
+"""Characters of a remark in a table."""
+TIMES = ("accepted", "published", "received", "started", "ended")
 
 
 async def full_id(front: Api, given: str) -> str:
-    """The task that is meant by an id or by the end of one, among your latest 1,000.
+    """The task that is meant by an id, with or without dashes, or by the last digits of one.
 
-    :raises NotFound: none, or more than one.
+    :raises NotFound, InvalidRequest: none, or more than one.
     """
-    if is_id(given):
-        return given
     if not given.strip():
         raise InvalidRequest("No task is named: the id is empty.", hint="Give an id, or the end of one: see `funcmq task list`.")
-    views = await front.list(f"/tasks?limit={LATEST}", api.TaskView)
-    found = [view.id for view in views if view.id.endswith(given.lower())]
-    if len(found) != 1:
-        many = "There is no" if not found else "There is more than one"
-        raise NotFound(f"{many} task that ends in {given!r} among your latest {LATEST:,}.", hint="See `funcmq task list -o json`.")
-    return found[0]
+    return (await lists.show_task(front, given)).id
 
 
 @click.group()
 def task() -> None:
-    """List, show, await and cancel tasks."""
+    """List, show, await, cancel and retry tasks."""
 
 
 @task.command("list")
 @click.option("--state", default=None, type=click.Choice(get_args(api.State)), help="Only these.")
-@click.option("--group", default=None, metavar="ID", help="Only this group's.")
+@click.option("--group", default=None, metavar="GROUP", help="Only this group's, by id or name.")
 @click.option("--endpoint", default=None, metavar="NAME", help="Only this endpoint's.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=30, show_default=True, help="At most so many.")
+@click.option("--function", default=None, metavar="NAME", help="Only this function's, by name or id.")
+@click.option("--since", default=None, metavar="TIME", help="Accepted within this time, such as 10m or 2d.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=30, show_default=True, help="At most so many.")
 @common
-def list_tasks(state: str | None, group: str | None, endpoint: str | None, limit: int, output: str, profile: str | None) -> None:
+def list_tasks(limit: int, output: str, profile: str | None, since: str | None, **wanted: str | None) -> None:
     """List your tasks, newest first."""
-    query = {"state": state, "group": group, "endpoint": endpoint, "limit": limit}
-    path = "/tasks?" + urlencode({name: value for name, value in query.items() if value is not None})
-    rows = ask(profile, lambda front: front.list(path, api.TaskView))
+    try:
+        asked = lists.query(limit, since=lists.milliseconds(since), **wanted)
+    except ValueError as wrong:
+        raise click.UsageError(str(wrong)) from None
+    rows = ask(profile, lambda front: lists.list_tasks(front, asked))
     columns: dict[str, Callable[[Any], str]] = {
         "ID": lambda row: short(row["id"]),
         "FUNCTION": field("function_name"),
         "STATE": field("state"),
         "ENDPOINT": field("endpoint_name"),
         "ACCEPTED": age("accepted"),
+        "TOOK": _took,
         "": _remark,
     }
     show_rows(msgspec.to_builtins(rows), output, columns)
 
 
+def _took(row: Any) -> str:
+    """How long it ran, where it has."""
+    if not (row["started"] and row["ended"]):
+        return ""
+    seconds = max(0, row["ended"] - row["started"]) / 1000
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
 def _remark(row: Any) -> str:
-    """Why it failed, or what it waits for, in one line."""
-    failure = row.get("failure")
-    text = f"{failure[0]}: {failure[1]}" if failure else row.get("waiting_for") or ""
-    first = str(text).partition("\n")[0]
-    return first if len(first) <= 80 else first[:79] + "…"
+    """Why it failed, with the exception's type, or what it waits for, in one line."""
+    first = (failure_text(row) or row.get("waiting_for") or "").partition("\n")[0]
+    return first if len(first) <= WIDE else first[: WIDE - 1] + "…"
+
+
+def failure_text(row: Any) -> str:
+    """`ZeroDivisionError: division by zero`; '' where nothing failed."""
+    if not row.get("failure"):
+        return ""
+    code, message = row["failure"]
+    kind = (row.get("type_name") or code).removeprefix("builtins.")
+    return f"{kind}: {message}" if message else kind
 
 
 @task.command("show")
 @click.argument("identifier", metavar="ID")
 @common
 def show_task(identifier: str, output: str, profile: str | None) -> None:
-    """Show a task with its timeline; ID may be the last digits."""
+    """Show a task with its timeline; ID may be its last 8 digits."""
+    row = msgspec.to_builtins(ask(profile, lambda front: lists.show_task(front, identifier)))
+    if output != "table":
+        show_one(row, output)
+        return
+    trace, row["failure"] = row.pop("traceback"), failure_text(row)
+    hidden = ("why", "type_name", "user")
+    show_one({name: value for name, value in row.items() if name not in hidden}, output, TIMES)
+    if trace:
+        click.echo()
+        click.echo(trace.rstrip())
 
-    async def show(front: Api) -> api.TaskView:
-        return await front.call("GET", f"/tasks/{await full_id(front, identifier)}", None, api.TaskView)
 
-    row = msgspec.to_builtins(ask(profile, show))
-    if output == "table":
-        row |= {name: f"{ago(row[name])}" for name in ("accepted", "published", "received", "started", "ended") if row[name]}
-        row["failure"] = ": ".join(row["failure"]) if row["failure"] else None
-    show_one(row, output)
+@task.command("logs")
+@click.argument("identifier", metavar="ID")
+@common
+def logs(identifier: str, output: str, profile: str | None) -> None:
+    """Print the tails of what a task wrote: its stdout on stdout, its stderr on stderr."""
+    view = ask(profile, lambda front: lists.show_task(front, identifier))
+    if output != "table":
+        show_one({"id": view.id, "state": view.state, "stdout": view.stdout, "stderr": view.stderr}, output)
+        return
+    click.echo(view.stdout, nl=False)
+    click.echo(view.stderr, nl=False, err=True)
+    if view.state not in api.ENDS:
+        say(f"The task has not ended, and its output comes with its end: {view.waiting_for}.")
+    elif not view.stdout and not view.stderr:
+        say("It wrote nothing.")
 
 
 @task.command("wait")
@@ -116,26 +152,21 @@ def result(identifier: str, timeout: float | None, output: str, profile: str | N
     return _with_task(profile, identifier, lambda future: _wait(future, timeout, print_value=True), output)
 
 
-def _with_task(profile: str | None, identifier: str, use: Callable[[TaskFuture[Any]], Awaitable[tuple[int, Any]]], output: str) -> int:
+def _with_client(profile: str | None, use: Callable[[Client], Awaitable[T]]) -> T:
     from funcmq.client.client import Client  # noqa: PLC0415  --help imports no aiohttp
 
-    async def run() -> tuple[int, Any]:
+    async def run() -> T:
         async with Client(profile=profile) as fx:
-            return await use(fx.task(await _id(fx, identifier)))
+            return await use(fx)
 
-    status, value = asyncio.run(run())
+    return asyncio.run(run())
+
+
+def _with_task(profile: str | None, identifier: str, use: Callable[[TaskFuture[Any]], Awaitable[tuple[int, Any]]], output: str) -> int:
+    status, value = _with_client(profile, lambda fx: use(fx.task(identifier)))
     if value is not NOTHING:
         print_value(value, output)
     return status
-
-
-async def _id(fx: Client, identifier: str) -> str:
-    if is_id(identifier):
-        return identifier
-    found = [view.id for view in await fx.tasks(limit=LATEST) if view.id.endswith(identifier.lower())]
-    if len(found) != 1:
-        raise NotFound(f"There is no task that ends in {identifier!r}.", hint="See `funcmq task list -o json`.")
-    return found[0]
 
 
 NOTHING = object()
@@ -156,7 +187,7 @@ async def _wait(future: TaskFuture[Any], timeout: float | None, *, print_value: 
 
 async def said_aloud(future: TaskFuture[T]) -> T:
     """Await a task, saying on stderr what it waits for, whenever that changes."""
-    last = ""
+    last, at = "", 0.0
     while True:
         try:
             async with asyncio.timeout(LOOK_S):
@@ -166,8 +197,10 @@ async def said_aloud(future: TaskFuture[T]) -> T:
                 if trace := getattr(error, "details", {}).get("traceback"):
                     say(str(trace).rstrip())
                 raise
-        if (reason := future.waiting_for) != last:
-            last = reason
+        reason = future.waiting_for
+        kind = re.sub(r"[\d,.]+", "#", reason)
+        if kind != last or time.monotonic() > at + AGAIN_S:
+            last, at = kind, time.monotonic()
             say(f"{future.name or 'task'} {short(future.id)}: {reason}")
 
 
@@ -182,69 +215,46 @@ def print_value(value: Any, output: str) -> None:
         raise InvalidRequest(f"The result, a {type(value).__name__}, has no form in JSON.", hint="Leave -o out.") from None
 
 
+@task.command("retry")
+@click.argument("identifiers", metavar="ID…", nargs=-1, required=True)
+@common
+def retry(identifiers: tuple[str, ...], output: str, profile: str | None) -> None:
+    """Submit the calls of tasks once more, as new tasks, and print the new ids."""
+
+    async def run(fx: Client) -> list[dict[str, str]]:
+        futures = [await fx.retry(identifier) for identifier in identifiers]
+        await fx.flush()
+        for future in futures:
+            if future.done():
+                await future  # what could not be accepted says so
+        return [{"of": given, "id": future.id, "group": future.group} for given, future in zip(identifiers, futures, strict=True)]
+
+    rows = _with_client(profile, run)
+    if output == "table":
+        for row in rows:
+            click.echo(row["id"])
+        say("Wait for it: funcmq task wait ID")
+    else:
+        show_rows(rows, output, {})
+
+
 @task.command("cancel")
 @click.argument("identifiers", metavar="ID…", nargs=-1)
-@click.option("--group", default=None, metavar="ID", help="All tasks of a group.")
+@click.option("--group", default=None, metavar="GROUP", help="All tasks of a group, by id or name.")
 @profile_option
 def cancel(identifiers: tuple[str, ...], group: str | None, profile: str | None) -> None:
     """Cancel tasks that have not ended."""
     if not identifiers and not group:
         raise click.UsageError("Name tasks, or a group.")
-
-    async def run(front: Api) -> int:
-        asked = 0
-        if identifiers:
-            ids = [await full_id(front, identifier) for identifier in identifiers]
-            asked += (await front.call("POST", "/tasks/cancel", api.TasksRequest(tasks=ids), api.CancelAnswer)).asked
-        if group:
-            asked += (await front.call("POST", f"/groups/{group}/cancel", None, api.CancelAnswer)).asked
-        return asked
-
-    asked = ask(profile, run)
+    asked = ask(profile, lambda front: _cancel(front, identifiers, group))
     say(f"{asked} of them had not ended; their endpoints have been asked." if asked else "All of them have ended already.")
 
 
-@click.group()
-def function() -> None:
-    """List and show registered functions."""
-
-
-@function.command("list")
-@common
-def list_functions(output: str, profile: str | None) -> None:
-    """List the functions that you registered."""
-    rows = ask(profile, lambda front: front.list("/functions", api.FunctionView))
-    columns: dict[str, Callable[[Any], str]] = {
-        "ID": lambda row: row["id"][:16],
-        "NAME": field("name"),
-        "PYTHON": field("python"),
-        "CREATED": age("created"),
-    }
-    show_rows(msgspec.to_builtins(rows), output, columns)
-
-
-@function.command("show")
-@click.argument("identifier", metavar="ID")
-@common
-def show_function(identifier: str, output: str, profile: str | None) -> None:
-    """Show a function, with its source where that travelled along; ID may be the first digits."""
-
-    async def show(front: Api) -> tuple[str, bytes]:
-        full = identifier
-        if not is_hash(full):
-            found = [row.id for row in await front.list("/functions", api.FunctionView) if row.id.startswith(identifier)]
-            if len(found) != 1:
-                raise NotFound(f"There is no function of yours whose id begins with {identifier!r}.", hint="See `funcmq function list`.")
-            full = found[0]
-        return full, await front.fetch_raw(f"/functions/{full}")
-
-    full, data = ask(profile, show)
-    record = codec.decode(FunctionRecord, data)  # its code stays bytes: nothing is loaded to be shown
-    row = {"id": full, "name": record.name, "python": record.python, "bytes": len(data)}
-    if output != "table":
-        show_one({**row, "source": record.source}, output)
-        return
-    show_one(row, output)
-    if record.source:
-        click.echo()
-        click.echo(record.source.rstrip())
+async def _cancel(front: Api, identifiers: Sequence[str], group: str | None) -> int:
+    asked = 0
+    if identifiers:
+        ids = [await full_id(front, identifier) for identifier in identifiers]
+        asked += (await front.call("POST", "/tasks/cancel", api.TasksRequest(tasks=ids), api.CancelAnswer)).asked
+    if group:
+        asked += (await front.call("POST", f"/groups/{quote(group, safe='')}/cancel", None, api.CancelAnswer)).asked
+    return asked

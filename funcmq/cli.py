@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from funcmq.broker.errors import FuncmqError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 USAGE = 2
-DAEMONS = (["serve"], ["endpoint"], ["dev"])
+UNKNOWN = re.compile(r"No such command '([^']*)'\.?")
+DAEMONS = (("serve",), ("db",), ("dev",), ("endpoint", "start"))
 """Commands that say 78 of a bad configuration, as daemons do."""
 
 
@@ -40,15 +45,17 @@ class Entry:
 
 COMMANDS = {
     "dev": Entry("funcmq.dev.command:dev", "A whole private fabric on this machine, for as long as it runs."),
-    "run": Entry("funcmq.client.commands:run", "Run a function far away and print its result."),
-    "task": Entry("funcmq.client.commands:task", "List, show and cancel tasks."),
-    "function": Entry("funcmq.client.commands:function", "List and show registered functions."),
+    "run": Entry("funcmq.client.run_command:run", "Run a function far away and print its result."),
+    "task": Entry("funcmq.client.task_commands:task", "List, show, await, cancel and retry tasks."),
+    "function": Entry("funcmq.client.function_commands:function", "List, show, share and delete registered functions."),
     "endpoint": Entry("funcmq.endpoint.commands:endpoint", "Set up, start, stop and look at endpoints."),
-    "login": Entry("funcmq.client.commands:login", "Exchange a one-time code for a token and make this machine's key."),
-    "whoami": Entry("funcmq.client.commands:whoami", "Who the front door thinks you are."),
-    "user": Entry("funcmq.client.commands:user", "Add and list users (administrators)."),
-    "token": Entry("funcmq.client.commands:token", "Create, list and revoke tokens."),
-    "key": Entry("funcmq.client.commands:key", "List, add and revoke signing keys."),
+    "login": Entry("funcmq.client.account_commands:login", "Exchange a one-time code for a token and make this machine's key."),
+    "whoami": Entry("funcmq.client.account_commands:whoami", "Who the front door thinks you are."),
+    "user": Entry("funcmq.client.account_commands:user", "Add and list users (administrators)."),
+    "token": Entry("funcmq.client.account_commands:token", "Create, list and revoke tokens."),
+    "key": Entry("funcmq.client.account_commands:key", "List, add and revoke signing keys."),
+    "profile": Entry("funcmq.client.profiles:profile", "List and choose profiles: the fabrics that you are logged in to."),
+    "doctor": Entry("funcmq.client.doctor:doctor", "Look at everything between this machine and the fabric."),
     "serve": Entry("funcmq.forwarder.commands:serve", "Run the front door."),
     "db": Entry("funcmq.forwarder.commands:db", "Look after the front door's database."),
 }
@@ -93,6 +100,10 @@ def status(arguments: Sequence[str] | None = None, command: click.Command = cli)
     try:
         answer = command.main(arguments, prog_name="funcmq", standalone_mode=False)
         sys.stdout.flush()
+    except click.UsageError as wrong:
+        _suggest(wrong)
+        wrong.show()
+        return USAGE
     except click.ClickException as wrong:
         wrong.show()
         return USAGE
@@ -102,8 +113,20 @@ def status(arguments: Sequence[str] | None = None, command: click.Command = cli)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001  # what is not ours is raised again
-        return _refuse(error, (sys.argv[1:] if arguments is None else [*arguments])[:1])
+        return _refuse(error, sys.argv[1:] if arguments is None else [*arguments])
     return answer if isinstance(answer, int) else 0
+
+
+def _suggest(wrong: click.UsageError) -> None:
+    """Name the command that was probably meant.  click does so in some of its releases, and not for commands that are loaded lazily."""
+    context, word = wrong.ctx, UNKNOWN.match(wrong.message)
+    if word is None or context is None or not isinstance(context.command, click.Group):
+        return
+    import difflib  # noqa: PLC0415  # not needed for --help
+
+    near = difflib.get_close_matches(word[1], context.command.list_commands(context), 3)
+    if near and near[0] not in wrong.format_message().replace(word[0], ""):
+        wrong.message = f"{wrong.message}  Did you mean {' or '.join(near)}?"
 
 
 def _refuse(error: Exception, command: list[str]) -> int:
@@ -113,12 +136,18 @@ def _refuse(error: Exception, command: list[str]) -> int:
     known = next((found for found in _leaves(error) if isinstance(found, FuncmqError)), None)
     if known is None:
         raise error
-    click.echo(f"Error: {known.message}", err=True)
+    click.echo(f"Error: {_named(known)}", err=True)
     if known.hint:
         click.echo(known.hint, err=True)
-    if isinstance(known, ConfigurationError) and command not in DAEMONS:
+    if isinstance(known, ConfigurationError) and not any(tuple(command[: len(daemon)]) == daemon for daemon in DAEMONS):
         return USAGE
     return known.exit
+
+
+def _named(error: FuncmqError) -> str:
+    """What it says, with the type of the exception that a task raised."""
+    kind = str(error.details.get("type_name", "")).removeprefix("builtins.")
+    return error.message if not kind or error.message.startswith(kind) else f"{kind}: {error.message}"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
