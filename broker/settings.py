@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from funcmq.broker import tomlfile
 from funcmq.broker.errors import ConfigurationError
+
+KEYS = ("url", "token", "key", "endpoint")
+"""Of a profile."""
+HINT = "Correct it, or move it away and run `funcmq login URL`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,55 +66,92 @@ def resolve(
     return Settings(found["url"].rstrip("/"), found["token"], Path(found["key"]).expanduser() if found["key"] else None, found["endpoint"])
 
 
+def config_file() -> Path:
+    """Where profiles are kept."""
+    return config_dir() / "config.toml"
+
+
 def read_config() -> dict[str, Any]:
     """`config.toml` as it stands, {} where there is none.
 
-    :raises ConfigurationError: it is not TOML, or cannot be read.
+    :raises ConfigurationError: it is not TOML, or cannot be read, or does not hold profiles; the message says where.
     """
-    path = config_dir() / "config.toml"
+    path = config_file()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        config, text = tomlfile.read(path, HINT)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as broken:
-        raise ConfigurationError(
-            f"{path} cannot be read: {broken}.", hint="Correct it, or move it away and run `funcmq login URL`."
-        ) from None
+    if not isinstance(config.get("default", ""), str):
+        raise ConfigurationError(f"{tomlfile.place(path, text, 'default')}: default must be the name of a profile.", hint=HINT)
+    profiles = config.get("profiles", {})
+    if not isinstance(profiles, dict):
+        raise ConfigurationError(f"{tomlfile.place(path, text, 'profiles')}: profiles must be tables [profiles.NAME].", hint=HINT)
+    for name, profile in profiles.items():
+        _check(path, text, f"profiles.{name}", profile)
+    return config
+
+
+def _check(path: Path, text: str, where: str, profile: object) -> None:
+    if not isinstance(profile, dict):
+        raise ConfigurationError(f"{tomlfile.place(path, text, where)}: {where} must be a table [{where}].", hint=HINT)
+    for key, value in profile.items():
+        if key not in KEYS:
+            tomlfile.unknown(path, text, f"{where}.{key}", KEYS)
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{tomlfile.place(path, text, f'{where}.{key}')}: {where}.{key} must be text.", hint=HINT)
+
+
+def current(profile: str | None = None) -> str | None:
+    """The profile that is meant, by argument, environment, or `default` of config.toml; None: none is named.
+
+    :raises ConfigurationError: as `read_config`.
+    """
+    return profile or os.environ.get("FUNCMQ_PROFILE") or read_config().get("default")
 
 
 def _profile(name: str | None) -> dict[str, str]:
-    config = read_config()
-    profiles = config.get("profiles", {})
-    name = name or os.environ.get("FUNCMQ_PROFILE") or config.get("default")
+    profiles, name = read_config().get("profiles", {}), current(name)
     if name is None or (name == "dev" and name not in profiles):
-        return _running_dev(required=name is not None)
+        return running_dev(required=name is not None)
     if name not in profiles:
         raise ConfigurationError(
             f"There is no profile {name!r}.", hint=f"Known: {', '.join(sorted(profiles)) or 'none'}; `funcmq login URL` makes one."
         )
-    return {str(key): str(value) for key, value in profiles[name].items()}
+    return dict(profiles[name])
 
 
-def _running_dev(*, required: bool) -> dict[str, str]:
+def running_dev(*, required: bool) -> dict[str, str]:
+    """The profile that a running `funcmq dev` is; {} where none runs.  What a killed one has left is ignored.
+
+    :raises ConfigurationError: none runs, and it is required.
+    """
     try:
         said = json.loads(dev_file().read_text(encoding="utf-8"))
-        alive = _alive(int(said["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        alive = _alive(int(said["pid"]), str(said.get("born", "")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         said, alive = {}, False
     if alive:
-        return {key: str(value) for key, value in said.items() if key != "pid"}
+        return {key: str(said[key]) for key in KEYS if key in said}
     if required:
         raise ConfigurationError("There is no profile 'dev': no `funcmq dev` of yours is running.", hint="Start one with `funcmq dev`.")
     return {}
 
 
-def _alive(pid: int) -> bool:
+def born(pid: int) -> str:
+    """When a process began, in the system's own words: a pid is given out again, the two together are not.  '' where it cannot be told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _alive(pid: int, since: str) -> bool:
     if os.name == "nt":  # there os.kill(pid, 0) would end the process; `funcmq dev` does not run there anyway
         return False
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return True
+        return not since or born(pid) == since
     except OSError:
         return False
-    return True
+    return not since or born(pid) == since

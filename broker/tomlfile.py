@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,10 +18,13 @@ def parse(text: str, path: Path, hint: str = "Correct it.") -> dict[str, Any]:
 
     :raises ConfigurationError: it is not TOML; the message says where it stops being it.
     """
+    import tomllib  # noqa: PLC0415  --help of commands that read no file does without
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as broken:
-        raise ConfigurationError(f"{path} is not TOML: {broken}.", hint=hint) from None
+        said = str(broken).replace("at end of document", f"at its end, line {max(1, len(text.splitlines()))}")
+        raise ConfigurationError(f"{path} is not TOML: {said}.", hint=hint) from None
 
 
 def read(path: Path, hint: str = "Correct it.") -> tuple[dict[str, Any], str]:
@@ -72,6 +73,8 @@ def unknown(path: Path, text: str, key: str, known: Iterable[str]) -> NoReturn:
 
     :raises ConfigurationError: always.
     """
+    import difflib  # noqa: PLC0415  only for mistakes
+
     names = sorted(known)
     near = difflib.get_close_matches(_parts(key)[-1], names, 1, 0.5)
     meant = f"Did you mean {near[0]}?  " if near else ""

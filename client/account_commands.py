@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import click
-import msgspec
 
-from funcmq.broker import api
 from funcmq.broker.errors import InvalidRequest, NotFound
 from funcmq.broker.ids import short
-from funcmq.broker.settings import resolve
-from funcmq.broker.signing import PrivateKey, PublicKey
+from funcmq.broker.settings import read_config, resolve
 from funcmq.client.output import age, common, field, say, show_one, show_rows
 from funcmq.client.profiles import machine_key, save_profile
 
 if TYPE_CHECKING:
+    from funcmq.broker import api
     from funcmq.broker.http import Api
 
 T = TypeVar("T")
@@ -33,7 +31,9 @@ def ask(profile: str | None, question: Callable[[Api], Awaitable[T]]) -> T:
 
     :raises FuncmqError: as the front door says.
     """
-    from funcmq.broker.http import Api  # noqa: PLC0415  --help imports no aiohttp
+    import asyncio
+
+    from funcmq.broker.http import Api
 
     settings = resolve(profile=profile)
 
@@ -53,12 +53,16 @@ def login(url: str, profile: str | None) -> None:
     The code comes from `funcmq user add`; it is asked for, or taken from FUNCMQ_LOGIN_CODE.  This makes this machine's signing key,
     uploads its public half, and writes a profile.
     """
-    from funcmq.broker.http import Api  # noqa: PLC0415
+    import asyncio
+
+    from funcmq.broker import api
+    from funcmq.broker.http import Api
 
     url = _checked(url)
-    code = os.environ.get(CODE_VARIABLE) or click.prompt("One-time code", hide_input=True, err=True)
+    read_config()  # a code works once: what would keep its profile from being written is said before it is used
     key, path = machine_key()
-    request = api.LoginRequest(code=code.strip(), key=key.public.text, comment=socket.gethostname())
+    code = _code()
+    request = api.LoginRequest(code=code, key=key.public.text, comment=socket.gethostname())
 
     async def run() -> api.TokenAnswer:
         async with Api(url) as front:
@@ -70,6 +74,15 @@ def login(url: str, profile: str | None) -> None:
     say(f"Logged in at {url} as {answer.user_name}; the profile {name!r} is in {written}.")
     say(f"This machine signs with {path}; its fingerprint, to compare where endpoints ask for it, is")
     click.echo(key.public.fingerprint)
+
+
+def _code() -> str:
+    """The one-time code, which is never an argument: those are seen by everybody on this machine."""
+    if code := os.environ.get(CODE_VARIABLE, "").strip():
+        return code
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"There is no terminal to ask for the one-time code: set {CODE_VARIABLE}.")
+    return str(click.prompt("One-time code", hide_input=True, err=True)).strip()
 
 
 def _checked(url: str) -> str:
@@ -85,8 +98,12 @@ def _checked(url: str) -> str:
 @common
 def whoami(output: str, profile: str | None) -> None:
     """Who the front door thinks you are."""
+    import msgspec
+
+    from funcmq.broker import api
+
     me = ask(profile, lambda front: front.call("GET", "/me", None, api.Me))
-    show_one({"name": me.name, "url": resolve(profile=profile).url, **msgspec.to_builtins(me)}, output)
+    show_one({"name": me.name, "url": resolve(profile=profile).url, **msgspec.to_builtins(me)}, output, times=["expires"])
 
 
 @click.group()
@@ -100,6 +117,10 @@ def user() -> None:
 @common
 def add_user(name: str, output: str, profile: str | None, *, admin: bool) -> None:
     """Add a user, and print the one-time code for `funcmq login`; it is valid for 10 minutes."""
+    import msgspec
+
+    from funcmq.broker import api
+
     answer = ask(profile, lambda front: front.call("POST", "/users", api.UserRequest(name=name, admin=admin), api.UserAnswer))
     if output != "table":
         show_one(msgspec.to_builtins(answer), output)
@@ -112,6 +133,10 @@ def add_user(name: str, output: str, profile: str | None, *, admin: bool) -> Non
 @common
 def list_users(output: str, profile: str | None) -> None:
     """List all users."""
+    import msgspec
+
+    from funcmq.broker import api
+
     rows = ask(profile, lambda front: front.list("/users", api.UserAnswer))
     columns = {"NAME": field("name"), "ID": field("id"), "ADMIN": lambda row: "yes" if row["admin"] else ""}
     show_rows(msgspec.to_builtins(rows), output, columns)
@@ -128,6 +153,10 @@ def token() -> None:
 @common
 def create_token(comment: str, days: float, output: str, profile: str | None) -> None:
     """Make one more token of yours; it is shown this once."""
+    import msgspec
+
+    from funcmq.broker import api
+
     answer = ask(profile, lambda front: front.call("POST", "/tokens", api.TokenRequest(comment=comment, days=days), api.TokenAnswer))
     if output != "table":
         show_one(msgspec.to_builtins(answer), output)
@@ -140,6 +169,10 @@ def create_token(comment: str, days: float, output: str, profile: str | None) ->
 @common
 def list_tokens(output: str, profile: str | None) -> None:
     """List your tokens."""
+    import msgspec
+
+    from funcmq.broker import api
+
     rows = ask(profile, lambda front: front.list("/tokens", api.TokenView))
     columns = {"ID": lambda row: short(row["id"]), "COMMENT": field("comment"), "CREATED": age("created"), "EXPIRES": age("expires")}
     show_rows(msgspec.to_builtins(rows), output, columns)
@@ -150,6 +183,7 @@ def list_tokens(output: str, profile: str | None) -> None:
 @click.option("--profile", default=None, metavar="NAME", help="A profile of config.toml.")
 def revoke_token(identifier: str, profile: str | None) -> None:
     """End a token, and what listens with it."""
+    from funcmq.broker import api
 
     async def revoke(front: Api) -> None:
         found = _one([row.id for row in await front.list("/tokens", api.TokenView)], identifier, "token")
@@ -177,6 +211,11 @@ def key() -> None:
 @common
 def list_keys(output: str, profile: str | None) -> None:
     """List the keys that sign for you."""
+    import msgspec
+
+    from funcmq.broker import api
+    from funcmq.broker.signing import PublicKey
+
     rows = ask(profile, lambda front: front.list("/keys", api.KeyView))
     columns = {
         "FINGERPRINT": lambda row: PublicKey.parse(row["key"]).fingerprint,
@@ -193,6 +232,11 @@ def list_keys(output: str, profile: str | None) -> None:
 @common
 def add_key(public: str, comment: str, output: str, profile: str | None) -> None:
     """Let another key sign for you: its public half in base64, or the file of a whole key, of which only that half is sent."""
+    import msgspec
+
+    from funcmq.broker import api
+    from funcmq.broker.signing import PrivateKey, PublicKey
+
     text = PrivateKey.load(Path(public)).public.text if Path(public).is_file() else PublicKey.parse(public).text
     view = ask(profile, lambda front: front.call("POST", "/keys", api.KeyRequest(key=text, comment=comment), api.KeyView))
     if output == "table":
@@ -206,6 +250,7 @@ def add_key(public: str, comment: str, output: str, profile: str | None) -> None
 @click.option("--profile", default=None, metavar="NAME", help="A profile of config.toml.")
 def revoke_key(identifier: str, profile: str | None) -> None:
     """Let a key sign no more.  Endpoints that trust it keep its line in `trusted_keys` until somebody removes it."""
+    from funcmq.broker import api
 
     async def revoke(front: Api) -> None:
         rows = await front.list("/keys", api.KeyView)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from funcmq.broker import api
 from funcmq.broker.errors import FuncmqError
 from funcmq.broker.human import duration
 from funcmq.broker.settings import Settings, config_dir, resolve
 from funcmq.client.output import common
 
 if TYPE_CHECKING:
+    from funcmq.broker import api
     from funcmq.broker.checkup import Finding
     from funcmq.broker.http import Api
     from funcmq.broker.signing import PrivateKey
@@ -35,7 +34,9 @@ def doctor(output: str, profile: str | None) -> int:
 
     Exit status 6 if something failed.
     """
-    from funcmq.broker.checkup import lines  # noqa: PLC0415  --help imports no aiohttp
+    import asyncio  # noqa: PLC0415  --help imports neither this nor aiohttp
+
+    from funcmq.broker.checkup import lines  # noqa: PLC0415
 
     found = asyncio.run(examine(profile))
     if output == "table":
@@ -102,6 +103,7 @@ def _key(settings: Settings) -> PrivateKey | Finding:
 
 
 async def _at_front_door(settings: Settings, key: PrivateKey | None) -> list[Finding]:
+    from funcmq.broker import api  # noqa: PLC0415
     from funcmq.broker.checkup import WAIT_S, Finding  # noqa: PLC0415
     from funcmq.broker.http import Api  # noqa: PLC0415
 
@@ -133,6 +135,7 @@ def _login(me: api.Me) -> Finding:
 
 
 async def _registered(front: Api, key: PrivateKey) -> Finding:
+    from funcmq.broker import api  # noqa: PLC0415
     from funcmq.broker.checkup import Finding  # noqa: PLC0415
 
     if any(view.id == key.public.id for view in await front.list("/keys", api.KeyView)):
@@ -142,6 +145,7 @@ async def _registered(front: Api, key: PrivateKey) -> Finding:
 
 
 async def _endpoint(front: Api, name: str, key: PrivateKey | None) -> Finding:
+    from funcmq.broker import api  # noqa: PLC0415
     from funcmq.broker.checkup import Finding  # noqa: PLC0415
 
     try:

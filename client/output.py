@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import click
+
+from funcmq.broker.human import ago, moment
+
+__all__ = ["age", "ago", "common", "field", "moment", "output_option", "profile_option", "say", "show_one", "show_rows"]
 
 Format = Literal["table", "json", "jsonl"]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,10 +39,11 @@ def show_rows(rows: Sequence[Row], output: str, columns: Mapping[str, Callable[[
         _table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
-def show_one(row: Row, output: str) -> None:
-    """One thing: as JSON, or its fields one below the other, without those that are empty."""
+def show_one(row: Row, output: str, times: Sequence[str] = ()) -> None:
+    """One thing: as JSON, or its fields one below the other, without those that are empty; those in `times` as times of day."""
     if output == "table":
-        known = {name: _plain(value) for name, value in row.items() if value not in (None, "", 0, [], {})}
+        present = {name: value for name, value in row.items() if value not in (None, "", 0, [], {})}
+        known = {name: moment(value) if name in times else _plain(value) for name, value in present.items()}
         width = max((len(name) for name in known), default=0)
         for name, value in known.items():
             click.echo(f"{name:{width}}  {value}")
@@ -72,17 +76,6 @@ def _table(heads: list[str], rows: list[list[str]]) -> None:
 def say(text: str) -> None:
     """A line for the person, not for the pipe."""
     click.echo(text, err=True)
-
-
-def ago(milliseconds: int) -> str:
-    """How long since a time, or until it, in one unit."""
-    if not milliseconds:
-        return ""
-    seconds = time.time() - milliseconds / 1000
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.0f} {unit} ago" if seconds > 0 else f"in {-seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s ago" if seconds > 0 else f"in {-seconds:.0f} s"
 
 
 def field(name: str) -> Callable[[Row], str]:

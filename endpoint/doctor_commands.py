@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 
@@ -21,6 +20,8 @@ def doctor(name: str, output: str) -> int:
 
     Exit status 6 if something failed.
     """
+    import asyncio
+
     from funcmq.broker.checkup import lines
     from funcmq.endpoint.checks import examine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,7 +31,9 @@ def ask(config: EndpointConfig | None, profile: str | None, question: Callable[[
 
     :raises FuncmqError: as the front door says; nothing is configured.
     """
-    from funcmq.broker.http import Api  # noqa: PLC0415 (heavy; --help does without)
+    import asyncio  # noqa: PLC0415 (heavy; --help does without)
+
+    from funcmq.broker.http import Api  # noqa: PLC0415
 
     url, token = access(config, profile)
 

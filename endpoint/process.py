@@ -15,7 +15,6 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from funcmq.broker import loop
 from funcmq.broker.errors import FuncmqError
 from funcmq.endpoint.config import EndpointConfig
 from funcmq.endpoint.logfile import log_file, open_log
@@ -61,6 +60,8 @@ def _spare_memory() -> None:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end on the fastest loop there is; an error out of a task group comes as itself."""
+    from funcmq.broker import loop  # noqa: PLC0415 (asyncio is slow to import)
+
     try:
         return loop.run(work)
     except BaseExceptionGroup as group:

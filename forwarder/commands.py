@@ -9,16 +9,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from funcmq.broker import loop
 from funcmq.broker.errors import ConfigurationError
-from funcmq.broker.lifeline import parent_gone
-from funcmq.forwarder.database import parse_url, upgrade
-from funcmq.forwarder.service import serving
-from funcmq.forwarder.settings import ServeSettings, load
+
+if TYPE_CHECKING:
+    from funcmq.forwarder.settings import ServeSettings
 
 log = logging.getLogger("funcmq.serve")
 
@@ -36,6 +34,9 @@ def serve(config: Path | None, **given: str | None) -> None:
 
     The broker is set by FUNCMQ_BROKER_URL (with user and password), its management API by FUNCMQ_MANAGEMENT_URL.
     """
+    from funcmq.broker import loop  # noqa: PLC0415  --help imports neither aiohttp nor sqlalchemy
+    from funcmq.forwarder.settings import load  # noqa: PLC0415
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load(given, file=config)
     loop.run(_serve(settings))
@@ -50,6 +51,8 @@ def db() -> None:
 @click.option("--database", "database_url", help="Database URL without a password; with one, use FUNCMQ_DATABASE_URL.")
 def upgrade_command(database_url: str | None) -> None:
     """Bring the tables to this release's; `funcmq serve` does it by itself on SQLite."""
+    from funcmq.forwarder.database import parse_url, upgrade  # noqa: PLC0415
+
     url = database_url or os.environ.get("FUNCMQ_DATABASE_URL")
     if not url:
         raise ConfigurationError("No database is configured.", hint="Set FUNCMQ_DATABASE_URL, or pass --database.")
@@ -58,6 +61,9 @@ def upgrade_command(database_url: str | None) -> None:
 
 
 async def _serve(settings: ServeSettings) -> None:
+    from funcmq.broker.lifeline import parent_gone  # noqa: PLC0415
+    from funcmq.forwarder.service import serving  # noqa: PLC0415
+
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

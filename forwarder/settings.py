@@ -9,13 +9,13 @@ metrics_port = 0                FUNCMQ_METRICS_PORT         0: on the front door
 broker_url = "amqp://…"         FUNCMQ_BROKER_URL           several nodes of one cluster: separated by commas
 public_broker_urls = "amqp://…" FUNCMQ_PUBLIC_BROKER_URLS   what endpoints and clients connect to; without credentials
 management_url = "http://…"     FUNCMQ_MANAGEMENT_URL
+key_file = "/path"              FUNCMQ_KEY_FILE             signs for users without keys; with SQLite it lies beside the database
 database_url = "sqlite:////…"   FUNCMQ_DATABASE_URL
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sqlalchemy.engine import URL
 
+from funcmq.broker import tomlfile
 from funcmq.broker.connection import Broker
 from funcmq.broker.errors import ConfigurationError
 from funcmq.forwarder.database import parse_url
@@ -35,6 +36,7 @@ NAMES = (
     "broker_auth_port",
     "metrics_host",
     "metrics_port",
+    "key_file",
     "broker_url",
     "public_broker_urls",
     "management_url",
@@ -63,6 +65,7 @@ class ServeSettings:
     code_file: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
+    key_file: Path | None = None
     release: str = field(default_factory=lambda: version("funcmq"))
 
 
@@ -105,13 +108,26 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
 def _read(file: Path | None) -> dict[str, str]:
     if file is None:
         return {}
+    hint = "Correct it, or pass another file with --config."
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as broken:
-        raise ConfigurationError(f"{file} cannot be read: {broken}.", hint="Correct it, or pass another file with --config.") from None
-    if unknown := sorted(content.keys() - set(NAMES)):
-        raise ConfigurationError(f"{file} sets {unknown[0]!r}, which is not a setting.", hint=f"Known: {', '.join(NAMES)}.")
-    return {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in content.items()}
+        content, text = tomlfile.read(file, hint)
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no {file}.", hint=hint) from None
+    for name, value in content.items():
+        if name not in NAMES:
+            tomlfile.unknown(file, text, name, NAMES)
+        if wrong := _wrong(name, value):
+            raise ConfigurationError(f"{tomlfile.place(file, text, name)}: {name} must be {wrong}, not {value!r}.", hint=hint)
+    return {name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in content.items()}
+
+
+def _wrong(name: str, value: object) -> str:
+    """What a setting must be, where it is something else."""
+    if name.endswith("_port") or name == "port":
+        good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
+        return "" if good else "a port, a number between 0 and 65535"
+    good = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+    return "" if good else "text, or a list of texts"
 
 
 def _broker(urls: list[str]) -> tuple[Broker, str]:

@@ -40,7 +40,7 @@ def test_what_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
     """Half a file is a ConfigurationError that says where it ends."""
     file = tmp_path / "config.toml"
     file.write_text('[profiles.a]\nurl = "http')
-    with pytest.raises(ConfigurationError, match=r"config.toml is not TOML: .*(line 2|end of document)"):
+    with pytest.raises(ConfigurationError, match=r"config.toml is not TOML: .*line 2"):
         tomlfile.read(file)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match="cannot be read"):
