@@ -148,6 +148,8 @@ def _reason(broken: Exception) -> str:
     """What the system says, without aiohttp's address and TLS context around it, nor a proxy's URL, which may hold a password."""
     if isinstance(broken, aiohttp.ClientHttpProxyError):
         return f"its proxy answered {broken.status} {broken.message}".rstrip(" .")
+    if isinstance(broken, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted here ({getattr(broken.certificate_error, 'verify_message', broken.certificate_error)})"
     if isinstance(broken, aiohttp.ClientConnectorError) and (number := broken.os_error.errno):
         return os.strerror(number) if number > 0 else str(broken.os_error.strerror)
     return (str(broken) or type(broken).__name__).rstrip(".")

@@ -200,7 +200,7 @@ def _within(seconds: float) -> Dialler:
     """The direct way, given up when nothing has come from the broker by then."""
 
     @contextlib.asynccontextmanager
-    async def dial(_: str) -> AsyncIterator[TransportFactory]:
+    async def dial(url: str) -> AsyncIterator[TransportFactory]:  # noqa: ARG001 - as a Dialler is called
         yield _Patient(seconds)
 
     return dial
@@ -213,6 +213,7 @@ class _Patient(TransportFactory):
         self._seconds = seconds
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        assert url.host and url.port, "aiormq has filled it in"
         loop = asyncio.get_running_loop()
         reader = _Listening()
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -231,7 +232,7 @@ class _Listening(asyncio.StreamReader):
 
     heard = False
 
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: Any) -> None:
         self.heard = True
         super().feed_data(data)
 

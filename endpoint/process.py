@@ -37,8 +37,7 @@ def serve(config: EndpointConfig, *, takeover: bool) -> int:
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=os.environ.get("FUNCMQ_LOG", "INFO"), handlers=_handlers(config)
     )
-    for noisy in ("parsl", "aiormq", "aio_pika"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("parsl").setLevel(logging.WARNING)
     return run(Daemon(config, takeover=takeover).run())
 
 

@@ -11,9 +11,13 @@ from tests.relay import join
 
 
 class ConnectProxy:
-    """See the module.  `asked` are the targets that somebody wanted, `refused` counts those without the password."""
+    """See the module.  `asked` are the targets that somebody wanted, `refused` counts those without the password.
 
-    def __init__(self, login: str = "") -> None:
+    :param names: addresses of hosts that it knows by names of its own.
+    """
+
+    def __init__(self, login: str = "", names: dict[str, str] | None = None) -> None:
+        self._names = names or {}
         self.port = 0
         self.asked: list[str] = []
         self.refused = 0
@@ -45,7 +49,7 @@ class ConnectProxy:
     async def _tunnel(self, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.asked.append(target)
         host, _, port = target.rpartition(":")
-        there = await asyncio.open_connection(host, int(port))
+        there = await asyncio.open_connection(self._names.get(host, host), int(port))
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await join((reader, writer), there, self._writers)
 
@@ -56,9 +60,9 @@ async def _answer(writer: asyncio.StreamWriter, status: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connect_proxy(login: str = "", host: str = "127.0.0.1") -> AsyncIterator[ConnectProxy]:
+async def connect_proxy(login: str = "", host: str = "127.0.0.1", names: dict[str, str] | None = None) -> AsyncIterator[ConnectProxy]:
     """A running proxy; `login` is `user:password` where it asks for one."""
-    it = ConnectProxy(login)
+    it = ConnectProxy(login, names)
     server = await asyncio.start_server(it._serve, host, 0)
     it.port = server.sockets[0].getsockname()[1]
     try:
