@@ -432,6 +432,31 @@ class FunctionPatch(Record, frozen=True, kw_only=True):
     deny: list[str] = []
 
 
+class DeadLetter(Record, frozen=True, kw_only=True):
+    """One row of `GET /dead`: what could not be delivered.  `bundle`, `user`, `endpoint` and `group` are '' where it matches no bundle.
+
+    `reason` is the broker's word (delivery_limit, rejected, …) or `missing`; `message` the same for people; `state` what became of the
+    bundle: sent again, left alone, received, failed, expired, lost, or unknown.
+    """
+
+    id: str
+    bundle: str
+    user: str
+    user_name: str
+    endpoint: str
+    endpoint_name: str
+    group: str
+    reason: str
+    message: str
+    state: str
+    kind: str
+    size: int
+    first: int
+    last: int
+    times: int
+    reinjected: int
+
+
 class ErrorBody(Record, frozen=True, kw_only=True):
     """The inner part of every error answer."""
 

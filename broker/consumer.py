@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aio_pika.abc import AbstractIncomingMessage
 
@@ -29,6 +29,16 @@ class Delivery:
     redelivered: bool
     timestamp: float
     _message: AbstractIncomingMessage = field(repr=False)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """What the broker or the sender wrote on it."""
+        return dict(self._message.headers)
+
+    @property
+    def message_id(self) -> str:
+        """Of this attempt to publish it; '' where it has none."""
+        return self._message.message_id or ""
 
     async def ack(self) -> None:
         """It is safe elsewhere now: the broker may forget it."""

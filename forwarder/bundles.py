@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import msgspec
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import and_, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker import api, codec
 from funcmq.broker.errors import Conflict, NotFound
 from funcmq.broker.messages import Signed, Task, Work
 from funcmq.forwarder.admission import Bundle, refused, same_work
+from funcmq.forwarder.evidence import LEFT_ALONE
 from funcmq.forwarder.prepared import Prepared, insert, insert_new, many, one, select_in, values
 from funcmq.forwarder.sender import Sending
 from funcmq.forwarder.states import State
@@ -150,24 +151,57 @@ async def find(connection: AsyncConnection, identifier: str, user: str) -> list[
     return None if row is None else _unpack(row.verdicts)
 
 
-async def send_again(connection: AsyncConnection, seq: int, now: int) -> Sending | None:
-    """Count one more sending of what is open in a bundle; None when nothing is."""
-    waiting = select(tasks.c.idx).where(tasks.c.bundle == seq, tasks.c.state == int(State.ACCEPTED)).order_by(tasks.c.idx)
+async def send_again(connection: AsyncConnection, seq: int, now: int, states: tuple[State, ...] = (State.ACCEPTED,)) -> Sending | None:
+    """Count one more sending of those tasks of a bundle that are in these states; None when there is none."""
+    waiting = select(tasks.c.idx).where(tasks.c.bundle == seq, tasks.c.state.in_([int(state) for state in states])).order_by(tasks.c.idx)
     only = [row.idx for row in await connection.execute(waiting)]
     counted = update(bundles).where(bundles.c.seq == seq).values(dispatches=bundles.c.dispatches + 1, tried=now)
     row = (await connection.execute(counted.returning(bundles.c.dispatches, bundles.c.endpoint_id))).one()
-    data = (await connection.execute(select(bundle_bytes.c.data).where(bundle_bytes.c.seq == seq))).scalar_one()
-    if not only:
-        await connection.execute(update(bundles).where(bundles.c.seq == seq).values(state=int(State.PUBLISHED)))
+    data = (await connection.execute(select(bundle_bytes.c.data).where(bundle_bytes.c.seq == seq))).scalar()
+    if not only or data is None:
+        await connection.execute(update(bundles).where(bundles.c.seq == seq).values(state=int(State.LOST_HERE)))
         return None
     sending = Sending(seq, row.endpoint_id, row.dispatches, only, data)
     return replace(sending, only=None) if len(only) == len(read_work(data).tasks) else sending
 
 
-async def unconfirmed(connection: AsyncConnection, before: int, limit: int) -> list[int]:
-    """Bundles that were last given to the broker before this time, and not confirmed."""
-    query = select(bundles.c.seq).where(PENDING, bundles.c.state == int(State.ACCEPTED), bundles.c.tried < before)
-    return [row.seq for row in await connection.execute(query.order_by(bundles.c.seq).limit(limit))]
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """A bundle that was given to the broker last at `tried`, without a confirm."""
+
+    seq: int
+    tried: int
+
+
+async def unconfirmed(connection: AsyncConnection, before: int, limit: int) -> list[Unconfirmed]:
+    """Bundles that were last given to the broker before this time, and not confirmed.  Of those that their queue has given up before, one
+    for each endpoint, and only while no other such is on its way there: who of them brings the daemon down is found out alone.
+    """
+    query = select(bundles.c.seq, bundles.c.tried, bundles.c.deaths, bundles.c.endpoint_id)
+    query = query.where(PENDING, bundles.c.state == int(State.ACCEPTED), bundles.c.tried < before)
+    rows = (await connection.execute(query.order_by(bundles.c.seq).limit(limit))).all()
+    away = await _suspects_away(connection, before) if any(row.deaths for row in rows) else set()
+    found = []
+    for row in rows:
+        if not row.deaths or row.endpoint_id not in away:
+            found.append(Unconfirmed(row.seq, row.tried))
+        if row.deaths:
+            away.add(row.endpoint_id)
+    return found
+
+
+async def _suspects_away(connection: AsyncConnection, before: int) -> set[str]:
+    """Endpoints on whose way there is a bundle that died before."""
+    away = or_(and_(bundles.c.state == int(State.PUBLISHED), bundles.c.resent < LEFT_ALONE), bundles.c.tried >= before)
+    rows = await connection.execute(select(bundles.c.endpoint_id).where(PENDING, bundles.c.deaths > 0, away).distinct())
+    return {row.endpoint_id for row in rows}
+
+
+async def send_unconfirmed(connection: AsyncConnection, found: Unconfirmed, now: int) -> Sending | None:
+    """Count one more sending of it; None also when somebody else was first, or it was confirmed meanwhile."""
+    mine = and_(bundles.c.seq == found.seq, bundles.c.state == int(State.ACCEPTED), bundles.c.tried == found.tried)
+    taken = (await connection.execute(update(bundles).where(mine).values(tried=now).returning(bundles.c.seq))).first()
+    return None if taken is None else await send_again(connection, found.seq, now)
 
 
 async def receive(connection: AsyncConnection, endpoint: str, journal: str, identifiers: list[str], at: int) -> None:

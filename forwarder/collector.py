@@ -79,6 +79,10 @@ class Collector:
         if consumer is not None:
             await consumer.cancel()
 
+    def watched(self) -> list[str]:
+        """Endpoints whose reports are taken in here."""
+        return list(self._consumers)
+
     async def run(self) -> None:
         """Until cancelled; what was not acked then is delivered again."""
         async with asyncio.TaskGroup() as group:
@@ -118,6 +122,7 @@ class Collector:
             _warn(source, refused.message)
 
     def _sort_results(self, batch: _Batch, source: Source, delivery: Delivery) -> None:
+        self._live.reported(source.endpoint, now_ms())
         read = read_results(source, delivery.body)
         if isinstance(read, Unbelieved):
             _warn(source, read.reason)

@@ -28,6 +28,7 @@ class Live:
     def __init__(self) -> None:
         self._signs: dict[str, Sign] = {}
         self._running: dict[bytes, tuple[int, str]] = {}
+        self._reported: dict[str, int] = {}
 
     def beat(self, heartbeat: Heartbeat, now: int) -> None:
         """A heartbeat arrived; one of an earlier epoch than the last is a zombie's."""
@@ -51,6 +52,15 @@ class Live:
     def forget(self, endpoint: str) -> None:
         """It is gone."""
         self._signs.pop(endpoint, None)
+        self._reported.pop(endpoint, None)
+
+    def reported(self, endpoint: str, now: int) -> None:
+        """Results of it came."""
+        self._reported[endpoint] = now
+
+    def reported_at(self, endpoint: str) -> int:
+        """When results of it came last, 0 if none did."""
+        return self._reported.get(endpoint, 0)
 
     def started(self, tasks: list[bytes], at: int, now: int, host: str = "") -> None:
         """These run, since `at` by their endpoint's clock, on this host ('' where unknown); beyond a bound the oldest are forgotten."""

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, bindparam, literal_column
 from funcmq.broker import codec, topology
 from funcmq.broker.errors import Busy, NotFound, Unreachable
 from funcmq.broker.link import Link
-from funcmq.broker.messages import Cancel, Dispatch, Stored
+from funcmq.broker.messages import Cancel, Dispatch, Order, Stored
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.prepared import Prepared, values
 from funcmq.forwarder.states import State
@@ -78,6 +78,13 @@ class Sender:
             await self._publish(topology.CONTROL, endpoint, "stored/1", codec.encode(Stored(1, results)))
         except (Busy, Unreachable, NotFound) as lost:
             log.warning("endpoint %s was not told of %d stored bundles: %s", endpoint, len(results), lost.message)
+
+    async def resend(self, endpoint: str) -> None:
+        """Ask an endpoint for all results that are not stored; when that is lost, it is asked again later."""
+        try:
+            await self._publish(topology.CONTROL, endpoint, "order/1", codec.encode(Order(Order.VERSION, "resend")))
+        except (Busy, Unreachable, NotFound) as lost:
+            log.warning("endpoint %s was not asked for its results: %s", endpoint, lost.message)
 
     async def copy(self, session: str, kind: str, body: bytes) -> None:
         """Send a late listener what it may have missed; its queue may be gone, and then nobody misses anything."""

@@ -22,6 +22,7 @@ from funcmq.broker.link import Link
 from funcmq.forwarder import (
     broker_auth,
     endpoints,
+    routes_dead,
     routes_endpoints,
     routes_functions,
     routes_orders,
@@ -33,12 +34,15 @@ from funcmq.forwarder import (
 from funcmq.forwarder.broker_auth import BrokerAuth
 from funcmq.forwarder.collector import Collector
 from funcmq.forwarder.database import Database, opened
+from funcmq.forwarder.dead import DeadLetters
 from funcmq.forwarder.door import Door
 from funcmq.forwarder.heartbeats import Heartbeats
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.management import Management
 from funcmq.forwarder.metrics import Metrics, Parts
+from funcmq.forwarder.queues import Queues
 from funcmq.forwarder.reconciler import Reconciler
+from funcmq.forwarder.resend import Resender
 from funcmq.forwarder.routes_amqp import Tunnels
 from funcmq.forwarder.sender import Sender
 from funcmq.forwarder.settings import ServeSettings
@@ -59,6 +63,7 @@ TABLES = [
     routes_functions.routes,
     routes_tasks.routes,
     routes_sessions.routes,
+    routes_dead.routes,
 ]
 
 
@@ -99,7 +104,8 @@ async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
 
 def _assemble(settings: ServeSettings, database: Database, link: Link, management: Management) -> tuple[Door, list[Work]]:
     live, sender = Live(), Sender(link, database.write)
-    collector, reconciler, heartbeats = Collector(database, link, sender, live), Reconciler(database, sender), Heartbeats(database, live)
+    collector, heartbeats = Collector(database, link, sender, live), Heartbeats(database, live)
+    reconciler = Reconciler(database, sender, link)
     submitted = Submitted()
     door = Door(
         settings=settings,
@@ -115,11 +121,15 @@ def _assemble(settings: ServeSettings, database: Database, link: Link, managemen
         metrics=Metrics(Parts(database, link, live, sender, collector, submitted, settings.release)),
     )
 
+    resender = Resender(sender, Queues(link), live, collector.watched)
+    dead = DeadLetters(database, reconciler.look)
+
     async def watch_all() -> None:
+        dead.start(link)
         await heartbeats.start(link)
         await _watch_all(database, link, collector)
 
-    return door, [watch_all, collector.run, reconciler.run, link.ended]
+    return door, [watch_all, collector.run, reconciler.run, resender.run, link.ended]
 
 
 async def _watch_all(database: Database, link: Link, collector: Collector) -> None:

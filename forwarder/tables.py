@@ -252,7 +252,7 @@ dead_letters = Table(  # what could not be delivered; one row for each bundle, o
     metadata,
     Column("id", HEX, primary_key=True),
     Column("digest", HASH, nullable=False, unique=True),  # the bundle's id, or the SHA-256 of the body
-    Column("bundle", BigInteger, ForeignKey("bundles.seq"), nullable=True, index=True),
+    Column("bundle", BigInteger, ForeignKey("bundles.seq", ondelete="CASCADE"), nullable=True, index=True),
     Column("user_id", HEX, nullable=False),  # whose bundle it is; '' where it matches none
     Column("endpoint_id", HEX, nullable=False),
     Column("reason", String(64), nullable=False),

@@ -29,7 +29,7 @@ def upgrade() -> None:
         sa.Column("last", sa.BigInteger(), nullable=False),
         sa.Column("times", sa.Integer(), nullable=False),
         sa.Column("reinjected", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["bundle"], ["bundles.seq"]),
+        sa.ForeignKeyConstraint(["bundle"], ["bundles.seq"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dead_letters")),
         sa.UniqueConstraint("digest", name=op.f("uq_dead_letters_digest")),
     )
