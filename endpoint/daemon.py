@@ -305,7 +305,7 @@ class Daemon:
             case Order(verb="drain"):
                 self.drain()
             case Order(verb="resend"):
-                self._sender.send(self._outbox.all_again())
+                self._sender.send(self._outbox.asked(time.monotonic()))
         await delivery.ack()
 
     async def _on_stored(self, bundles: list[tuple[str, str]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class _Entry:
     order: int
     body: tuple[str, bytes] | None
     sending: bool = True
+    confirmed: float = 0.0
     suspect: float = 0.0
     repeats: int = 0
 
@@ -71,10 +73,10 @@ class Outbox:
         entry = self._entries.get(bundle)
         return entry is not None and entry.sending
 
-    def confirmed(self, bundle: str) -> None:
+    def confirmed(self, bundle: str, now: float) -> None:
         """The broker has it."""
         if entry := self._entries.get(bundle):
-            entry.sending = False
+            entry.sending, entry.confirmed = False, now
             self._forget_body(entry)
 
     def stored(self, bundle: str, now: float) -> bool:
@@ -100,12 +102,17 @@ class Outbox:
             entry.sending, entry.suspect, entry.repeats = True, now, entry.repeats + 1
         return due
 
-    def all_again(self) -> list[str]:
-        """Everything that is not on its way already: somebody asked."""
-        again = [name for name, entry in self._entries.items() if not entry.sending]
-        for name in again:
-            self._entries[name].sending = True
-        return again
+    def asked(self, now: float) -> list[str]:
+        """The front door saw nothing come for a minute: bundles whose sending has to be repeated now.  What was repeated before has its
+        time first; the front door asks again.
+        """
+        ready = [(name, entry) for name, entry in self._entries.items() if not entry.sending]
+        due = [name for name, entry in ready if not entry.repeats or now >= entry.confirmed + _wait(entry)]
+        for name in due:
+            entry = self._entries[name]
+            entry.sending, entry.repeats = True, entry.repeats + 1
+            entry.suspect = now if entry.suspect else 0.0
+        return due
 
     @property
     def unconfirmed(self) -> int:
@@ -176,4 +183,4 @@ class Sender:
                 await asyncio.sleep(wait)
                 wait = min(LONGEST_WAIT_S, wait * 2)
             else:
-                self._outbox.confirmed(bundle)
+                self._outbox.confirmed(bundle, time.monotonic())

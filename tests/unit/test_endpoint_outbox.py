@@ -23,7 +23,7 @@ def filled(*names: str) -> Outbox:
 def test_confirmed_is_not_stored() -> None:
     """The broker's confirm ends the sending, not the keeping."""
     outbox = filled("a")
-    outbox.confirmed("a")
+    outbox.confirmed("a", 0.0)
     assert not outbox.wanted("a")
     assert len(outbox) == 1
     assert outbox.stored("a", 0.0)
@@ -34,14 +34,14 @@ def test_evidence_is_a_later_one_stored() -> None:
     """A bundle is sent again a minute after a later one was stored, then ever more rarely; without evidence never."""
     outbox = filled("a", "b", "c")
     for name in ("a", "b", "c"):
-        outbox.confirmed(name)
+        outbox.confirmed(name, 50.0)
     assert outbox.overdue(1e9) == []
     outbox.stored("b", 100.0)
     assert outbox.overdue(100.0 + EVIDENCE_S - 1) == []
     assert outbox.overdue(100.0 + EVIDENCE_S) == ["a"]
     now, waits = 100.0 + EVIDENCE_S, []
     for _ in range(6):
-        outbox.confirmed("a")
+        outbox.confirmed("a", now)
         step = next(step for step in range(1, 2000) if outbox.overdue(now + step))
         waits.append(step)
         now += step
@@ -50,11 +50,27 @@ def test_evidence_is_a_later_one_stored() -> None:
 
 
 def test_asked_for_is_sent_again() -> None:
-    """`resend` sends what is confirmed and not stored, and nothing twice at once."""
+    """`resend` sends what is confirmed and not stored, and nothing twice at once; asked again, ever more rarely, at last every ten minutes."""
     outbox = filled("a", "b")
-    outbox.confirmed("a")
-    assert outbox.all_again() == ["a"]
-    assert outbox.all_again() == []
+    outbox.confirmed("a", 100.0)
+    assert outbox.asked(101.0) == ["a"]
+    assert outbox.asked(101.0) == [], "it is on its way"
+    now, waits = 101.0, []
+    for _ in range(5):
+        outbox.confirmed("a", now)
+        step = next(step for step in range(1, 2000) if outbox.asked(now + step))
+        waits.append(step)
+        now += step
+    assert waits == [120, 240, 480, 600, 600]
+
+
+def test_one_order_is_one_repeat() -> None:
+    """What was asked for is not sent a second time by itself: without another order or a later one stored there is no evidence."""
+    outbox = filled("a")
+    outbox.confirmed("a", 0.0)
+    assert outbox.asked(EVIDENCE_S) == ["a"]
+    outbox.confirmed("a", EVIDENCE_S)
+    assert outbox.overdue(1e9) == []
 
 
 def test_memory_is_bounded() -> None:
@@ -64,7 +80,7 @@ def test_memory_is_bounded() -> None:
     outbox.add("b", ("key", b"y"))
     assert outbox.body("a") is not None
     assert outbox.body("b") is None
-    outbox.confirmed("a")
+    outbox.confirmed("a", 0.0)
     assert outbox.body("a") is None
 
 
