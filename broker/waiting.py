@@ -13,7 +13,11 @@ from funcmq.broker.api import Waiting
 
 _UNITS = ((7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (0.0, 1.0, "s"))
 """From this many seconds on, in units of so many."""
-_PLAIN = {"broker": "the broker to confirm it", "delivery": "the endpoint to take it from its queue", "worker": "a worker"}
+_PLAIN = {
+    "broker": "waiting for the broker to confirm it",
+    "delivery": "waiting for the endpoint to take it from its queue",
+    "worker": "waiting for a worker",
+}
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -23,7 +27,7 @@ def sentence(waiting: Waiting, now: int, zone: tzinfo | None = None) -> str:
         since = f" since {clock(waiting.since, now, zone)}" if waiting.since else ""
         return f"endpoint offline{since}" + (f" ({waiting.host})" if waiting.host else "")
     if waiting.kind == "running":
-        return f"running on {waiting.host}, {_progress(max(0, now - waiting.since) / 1000, waiting.walltime_s)}"
+        return f"running on {waiting.host}{_progress(max(0, now - waiting.since) / 1000, waiting.walltime_s)}"
     if waiting.kind == "ahead":
         return f"{waiting.ahead:,} {'task' if waiting.ahead == 1 else 'tasks'} ahead"
     return _PLAIN.get(waiting.kind, waiting.reason)
@@ -37,9 +41,9 @@ def clock(at: int, now: int, zone: tzinfo | None = None) -> str:
 
 
 def _progress(seconds: float, most: float) -> str:
-    """`3 of 10 min`, or `for 3 min` where nobody said how long it may take."""
+    """`, 3 of 10 min`, or ` for 3 min` where nobody said how long it may take."""
     size, unit = next((size, unit) for begin, size, unit in _UNITS if (most or seconds) >= begin)
-    return f"{seconds / size:.0f} of {most / size:g} {unit}" if most else f"for {seconds / size:.0f} {unit}"
+    return f", {seconds / size:.0f} of {most / size:g} {unit}" if most else f" for {seconds / size:.0f} {unit}"
 
 
 def ago(seconds: float) -> str:

@@ -28,6 +28,8 @@ _OVERHEAD = 1024
 _PER_TASK = 48
 _PER_OPTIONS = 160
 _PER_PLACE = 16
+_PER_NAMED = 1024
+"""For a function of which only the name is known yet."""
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -152,7 +154,7 @@ class Bundler:
         size = _PER_TASK + len(future.args.data) + len(future.key)
         if future.function not in functions:
             functions.add(future.function)
-            size += self._sizes[future.function]
+            size += self._sizes.get(future.function, _PER_NAMED)
         how = id(future.scope)
         if how not in options:
             options.add(how)

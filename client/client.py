@@ -292,7 +292,8 @@ def say_how_to_attach(connection: Connection, open_futures: list[TaskFuture[Any]
     """What a person wants to know who interrupts a program that waits: each group, and the line that shows its tasks again."""
     counts = Counter(future.group or connection.group_id(future.scope.group if future.scope else "") for future in open_futures)
     for group, count in counts.items():
-        line = f"{count:,} {'task' if count == 1 else 'tasks'} of group {group} go on. See them again: {code}.attach({group!r}): …"
+        what = "1 task" if count == 1 else f"{count:,} tasks"
+        line = f"Still open: {what} of group {group}; they go on without this program. See them again: {code}.attach({group!r}): …"
         print(line, file=sys.stderr)  # noqa: T201
 
 

@@ -116,7 +116,8 @@ async def find(connection: AsyncConnection, user: str, text: str) -> frozenset[s
         return frozenset((text,))
     if "/" in text:
         return frozenset(row.function_id for row in await _versions(connection, user, Name.parse(text)))
-    query = select(functions.c.id).where(functions.c.name == text, _usable(user, functions.c.id))
+    named = or_(functions.c.name == text, functions.c.name.endswith(f".{text}", autoescape=True))
+    query = select(functions.c.id).where(named, _usable(user, functions.c.id))
     return frozenset(row.id for row in await connection.execute(query))
 
 

@@ -13,14 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from funcmq.broker import api, codec
 from funcmq.broker.errors import InvalidRequest, NotFound
 from funcmq.broker.ids import is_id
-from funcmq.broker.messages import Outcome, Results, Signed, Work
+from funcmq.broker.messages import Options, Outcome, Results, Signed, Work
 from funcmq.broker.waiting import sentence
 from funcmq.forwarder import states
 from funcmq.forwarder.bundles import read_work
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.states import ENDED_HERE, State
 from funcmq.forwarder.tables import bundle_bytes, bundles, endpoints, failures, results, tasks
-from funcmq.forwarder.waiting import Open, why
+from funcmq.forwarder.waiting import Home, Open, why
 
 SHORT = 8
 """Hex digits that a short id has at least."""
@@ -42,6 +42,10 @@ _ROW = (
     bundles.c.published,
     bundles.c.received,
     endpoints.c.name.label("endpoint_name"),
+    endpoints.c.held,
+    endpoints.c.since,
+    endpoints.c.seen,
+    endpoints.c.host,
 )
 
 
@@ -233,10 +237,7 @@ def make_view(row: Row[Any], around: Around, live: Live, now: int, *, whole: boo
     function = work.functions[work.tasks[row.idx].function] if work else None
     options = work.options[work.tasks[row.idx].options] if work else None
     failure = outcome.failure if outcome is not None else here
-    waiting = None
-    if state not in api.ENDS:
-        pool, walltime_s = (options.pool, options.walltime_s) if options else ("", 0.0)
-        waiting = why(Open(state, pool, walltime_s, since, host, around.before), live.sign(row.endpoint_id), row.endpoint_name, now)
+    waiting = None if state in api.ENDS else _why(row, state, options, around.before, live, now)
     return api.TaskView(
         id=row.id.hex(),
         state=state,
@@ -262,3 +263,9 @@ def make_view(row: Row[Any], around: Around, live: Live, now: int, *, whole: boo
         stdout=outcome.stdout if outcome else "",
         stderr=outcome.stderr if outcome else "",
     )
+
+
+def _why(row: Row[Any], state: api.State, options: Options | None, before: int | None, live: Live, now: int) -> api.Waiting:
+    pool, walltime_s = (options.pool, options.walltime_s) if options else ("", 0.0)
+    home = Home(row.endpoint_name, row.held, row.since, row.seen, row.host)
+    return why(Open(state, pool, walltime_s, *live.running_on(row.id), before), home, live.sign(row.endpoint_id), now)

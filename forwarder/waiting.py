@@ -23,12 +23,26 @@ class Open:
     before: int | None = None
 
 
-def why(task: Open, sign: Sign | None, endpoint: str, now: int) -> api.Waiting:
-    """What an open task waits for; `endpoint` is the name of its endpoint, `sign` that one's last heartbeat."""
-    if sign is None or now - sign.seen > ONLINE_MS:
-        return api.Waiting(kind="offline") if sign is None else api.Waiting(kind="offline", since=sign.seen, host=sign.heartbeat.host)
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A task's endpoint as its row says: since when its lease is held or given back, when and on which host it was last seen (ms, 0 and ''
+    for never).
+    """
+
+    name: str
+    held: bool = True
+    since: int = 0
+    seen: int = 0
+    host: str = ""
+
+
+def why(task: Open, home: Home, sign: Sign | None, now: int) -> api.Waiting:
+    """What an open task waits for; `sign` is the last heartbeat of its endpoint."""
+    seen = max(home.seen, sign.seen if sign else 0)
+    if not home.held or sign is None or now - seen > ONLINE_MS:
+        return api.Waiting(kind="offline", since=seen if home.held else home.since, host=home.host)
     if task.state == "running":
-        return api.Waiting(kind="running", since=task.since, host=task.host or endpoint, walltime_s=task.walltime_s)
+        return api.Waiting(kind="running", since=task.since, host=task.host or home.name, walltime_s=task.walltime_s)
     if reason := sign.heartbeat.reason or _of_pools(task.pool, sign.heartbeat.pools):
         return api.Waiting(kind="reason", reason=reason)
     if task.state != "received":

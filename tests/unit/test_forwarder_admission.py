@@ -15,7 +15,6 @@ from funcmq.broker.messages import (
     Inline,
     Options,
     Outcome,
-    PoolStatus,
     Results,
     Signature,
     Signed,
@@ -24,8 +23,7 @@ from funcmq.broker.messages import (
 )
 from funcmq.broker.signing import PrivateKey
 from funcmq.forwarder import admission, reports
-from funcmq.forwarder.live import Live, Sign
-from funcmq.forwarder.waiting import waiting_for
+from funcmq.forwarder.live import Live
 
 NOW = 1_700_000_000_000
 USER, ENDPOINT = new_hex(), new_hex()
@@ -164,35 +162,6 @@ def test_results_belong_to_the_bundles_endpoint_user_and_group() -> None:
     for home in (reports.Home("x", USER, "g"), reports.Home(ENDPOINT, "x", "g"), reports.Home(ENDPOINT, USER, "x")):
         assert reports.misplaced(body, {outcome.id: 7}, {7: home})
     assert reports.misplaced(body, {}, {})
-
-
-def test_waiting_is_said_in_one_sentence() -> None:
-    """Offline, a pool's reason, the queue before it, a worker: the nearest cause is named."""
-    pool = PoolStatus("cpu", "slurm", 0, 0, 8, 0, {}, "Slurm 48211 PENDING (QOSMaxJobs)")
-
-    def beat(**changes: Any) -> Sign:
-        fields: dict[str, Any] = {
-            "v": 1,
-            "endpoint": ENDPOINT,
-            "epoch": 1,
-            "journal": "j",
-            "at": NOW,
-            "host": "login3",
-            "pid": 1,
-            "release": "0",
-            "pools": [],
-            "queued": {USER: 17_203},
-            "running": 0,
-            "unstored": 0,
-        }
-        return Sign(Heartbeat(**(fields | changes)), NOW)
-
-    assert waiting_for("received", None, 0, NOW) == "endpoint offline (not seen yet)"
-    assert waiting_for("received", beat(), 0, NOW + 60_000) == "endpoint offline since 22:13 UTC (login3)"
-    assert waiting_for("received", beat(), 0, NOW) == "17,203 tasks wait at the endpoint"
-    assert waiting_for("received", beat(queued={}), 0, NOW) == "a worker"
-    assert waiting_for("received", beat(pools=[pool]), 0, NOW) == "pool cpu: Slurm 48211 PENDING (QOSMaxJobs)"
-    assert waiting_for("running", beat(), NOW, NOW) == "running since 22:13 UTC (login3)"
 
 
 def test_a_zombies_heartbeat_does_not_replace_a_later_epochs() -> None:
