@@ -58,6 +58,14 @@ class Me(Record, frozen=True, kw_only=True):
     expires: int = 0
 
 
+class FrontDoor(Record, frozen=True, kw_only=True):
+    """`GET /front-door`: its release, and the key with which it signs for users who have none ('' if it does not)."""
+
+    release: str
+    key: str = ""
+    fingerprint: str = ""
+
+
 class UserRequest(Record, frozen=True, kw_only=True):
     """`POST /users` (administrators)."""
 
@@ -213,13 +221,16 @@ class LeaseRequest(Record, frozen=True, kw_only=True):
 
 
 class Lease(Record, frozen=True, kw_only=True):
-    """What a daemon needs to connect.  `cancels`: tasks it may still hold that somebody cancelled."""
+    """What a daemon needs to connect.  `cancels`: tasks it may still hold that somebody cancelled; `gone`: when a journal of this endpoint
+    was given up for gone last (0 never): what was signed before may have run there.
+    """
 
     epoch: int
     brokers: list[str]
     user: str
     password: str
     cancels: list[str]
+    gone: int = 0
 
 
 class Verdict(Record, frozen=True, kw_only=True):
@@ -235,11 +246,43 @@ class Verdict(Record, frozen=True, kw_only=True):
 
 
 class SubmitAnswer(Record, frozen=True, kw_only=True):
-    """202 of `POST /tasks`: everything is accepted but the `verdicts` listed."""
+    """202 of `POST /tasks`: everything is accepted but the `verdicts` listed.
+
+    `tasks` and `group` are there where the front door made them, for tasks that came as plain data: one id each, '' for a refused one.
+    """
 
     bundle: str
     accepted: int
     verdicts: list[Verdict] = []
+    tasks: list[str] = []
+    group: str = ""
+
+
+class PlainTask(Record, frozen=True, kw_only=True):
+    """One call, its arguments plain data.  `key` makes it safe to send again: the same key is the same task."""
+
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    key: str = ""
+
+
+class PlainTasks(Record, frozen=True, kw_only=True):
+    """`POST /tasks` without a signature, for endpoints that trust the front door's own key.
+
+    `endpoint` is a name or an id; `function` an id, `owner/name`, or the name of a function of yours; `group` a name of yours or an id;
+    `walltime` and `expires` are seconds.
+    """
+
+    endpoint: str
+    function: str
+    tasks: list[PlainTask]
+    group: str = ""
+    pool: str = ""
+    walltime: float = 0.0
+    expires: float = 604_800.0
+    retry: Literal["infra", "never"] | int = "infra"
+    priority: int = 0
+    resources: dict[str, Any] = {}
 
 
 class Waiting(Record, frozen=True, kw_only=True):

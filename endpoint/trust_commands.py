@@ -47,17 +47,20 @@ def trust() -> None:
 
 @trust.command()
 @click.argument("name")
-@click.argument("key", metavar="FINGERPRINT|KEY")
+@click.argument("key", metavar="FINGERPRINT|KEY", default="")
+@click.option("--front-door", is_flag=True, help="Instead of a KEY: run what the front door signs for users without keys (plain HTTP).")
 @click.option("--user", default=None, help="Whose key it is: a name or an id. `*`: a front door that signs for others.")
 @click.option("--comment", default="", help="A word on whose it is.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @PROFILE
-def add(name: str, key: str, user: str | None, comment: str, yes: bool, profile: str | None) -> None:
+def add(name: str, key: str, front_door: bool, user: str | None, comment: str, yes: bool, profile: str | None) -> None:
     """Trust a key: by the fingerprint that its owner has told you, or whole (base64)."""
     from funcmq.endpoint.trust import parse
 
     config = load(name)
-    line = _line(config, key, user, comment, profile)
+    if bool(key) == front_door:
+        raise InvalidRequest("Either a key or --front-door is needed.", hint="`funcmq key list` shows its owner the fingerprint.")
+    line = _front_door(config, comment, profile) if front_door else _line(config, key, user, comment, profile)
     known = config.trusted_keys.read_text(encoding="utf-8") if config.trusted_keys.exists() else ""
     if any(old.key == line.key and old.user == line.user for old in parse(known)):
         click.echo(f"{line.key.fingerprint} is trusted already.", err=True)
@@ -96,6 +99,23 @@ def _line(config: EndpointConfig, key: str, user: str | None, comment: str, prof
         )
     row = found[0]
     return Trusted(_parse(row.key), row.user, comment or f"{row.user_name} {row.comment}".strip())
+
+
+def _front_door(config: EndpointConfig, comment: str, profile: str | None) -> Trusted:
+    """The line that trusts the front door to sign for all whom it lets in.
+
+    :raises NotFound: it has no key.
+    """
+    from funcmq.broker import api
+    from funcmq.endpoint.trust import ANYBODY, Trusted
+
+    async def said(front: Api) -> api.FrontDoor:
+        return await front.call("GET", "/front-door", None, api.FrontDoor)
+
+    key = ask(config, profile, said).key
+    if not key:
+        raise NotFound(f"The front door {config.url} signs nothing.", hint="Its administrator may set key_file.")
+    return Trusted(_parse(key), ANYBODY, comment or f"front door {config.url}")
 
 
 def _public(text: str) -> PublicKey | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from funcmq.broker.errors import NotLoggedIn
 from funcmq.broker.link import Link
-from funcmq.broker.signing import PublicKey
+from funcmq.broker.signing import PrivateKey, PublicKey
 from funcmq.forwarder import people
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.database import Database
@@ -61,6 +61,7 @@ class Door:
     """The parts of a front door.
 
     :param watch: called with the id and key of every new endpoint; `unwatch` with the id of a deleted one.
+    :param key: signs for users without keys, where endpoints trust it; None: nothing is signed here.
     :param send_soon: the reconciler should look now: bundles wait to be sent again.
     """
 
@@ -75,6 +76,7 @@ class Door:
     send_soon: Callable[[], None]
     submitted: Submitted
     metrics: Metrics
+    key: PrivateKey | None
     known: Known = field(default_factory=Known)
 
     async def caller(self, token: str) -> Caller:

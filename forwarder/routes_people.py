@@ -58,6 +58,13 @@ async def me(door: Door, call: Call[None]) -> api.Me:
     )
 
 
+@routes("GET /front-door", who=Who.ANYBODY | Who.ENDPOINT, answer=api.FrontDoor)
+async def front_door(door: Door, _: Call[None]) -> api.FrontDoor:
+    """What this front door is, and the key that it signs with."""
+    key = None if door.key is None else door.key.public
+    return api.FrontDoor(release=door.settings.release, key=key.text if key else "", fingerprint=key.fingerprint if key else "")
+
+
 @routes("POST /users", who=Who.ADMIN, request=api.UserRequest, answer=api.UserAnswer, status=201)
 async def add_user(door: Door, call: Call[api.UserRequest]) -> api.UserAnswer:
     """A new user and the code for the first login."""

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from funcmq.broker import api
 from funcmq.broker.errors import InvalidRequest, NotFound
 from funcmq.broker.ids import group_id, is_id
-from funcmq.forwarder import answers, bundles, endpoints, functions, tasks, views
+from funcmq.forwarder import answers, bundles, endpoints, functions, plain, tasks, views
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.door import Door
 from funcmq.forwarder.submit import submit
@@ -23,9 +23,11 @@ MOST_IDS = 20_000
 MOST_LISTED = 1_000
 
 
-@routes("POST /tasks", request=bytes, answer=api.SubmitAnswer, status=202)
-async def post(door: Door, call: Call[bytes]) -> api.SubmitAnswer:
-    """Exact bytes of a signed bundle."""
+@routes("POST /tasks", request=bytes, plain=api.PlainTasks, answer=api.SubmitAnswer, status=202)
+async def post(door: Door, call: Call[bytes | api.PlainTasks]) -> api.SubmitAnswer:
+    """Exact bytes of a signed bundle; or plain tasks, for an endpoint that trusts the front door's own key."""
+    if isinstance(call.body, api.PlainTasks):
+        return await plain.take(door, call.caller, call.body)
     return await submit(door, call.caller, call.body)
 
 

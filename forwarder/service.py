@@ -19,6 +19,7 @@ from funcmq.broker import topology
 from funcmq.broker.connection import Broker
 from funcmq.broker.errors import ConfigurationError
 from funcmq.broker.link import Link
+from funcmq.broker.signing import PrivateKey
 from funcmq.forwarder import (
     broker_auth,
     endpoints,
@@ -40,6 +41,7 @@ from funcmq.forwarder.heartbeats import Heartbeats
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.management import Management
 from funcmq.forwarder.metrics import Metrics, Parts
+from funcmq.forwarder.own_key import open_key
 from funcmq.forwarder.queues import Queues
 from funcmq.forwarder.reconciler import Reconciler
 from funcmq.forwarder.resend import Resender
@@ -90,8 +92,9 @@ async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
         auth_port = await stack.enter_async_context(_listening(auth, settings.broker_auth_host, settings.broker_auth_port))
         management = Management(settings.management_url, settings.management_user, settings.management_password)
         await stack.enter_async_context(management)
+        key = await asyncio.to_thread(open_key, settings.key_file)
         link = await stack.enter_async_context(Link("funcmq serve", _credentials(settings.broker), on_up=_declare_fixed))
-        door, work = _assemble(settings, database, link, management)
+        door, work = _assemble(settings, database, link, management, key)
         code = await routes_people.first_administrator(door)
         await stack.enter_async_context(_together(work))
         if settings.metrics_port:
@@ -102,7 +105,9 @@ async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
         yield Running(f"http://{host}:{port}", auth_port, code, door)
 
 
-def _assemble(settings: ServeSettings, database: Database, link: Link, management: Management) -> tuple[Door, list[Work]]:
+def _assemble(
+    settings: ServeSettings, database: Database, link: Link, management: Management, key: PrivateKey | None
+) -> tuple[Door, list[Work]]:
     live, sender = Live(), Sender(link, database.write)
     collector, heartbeats = Collector(database, link, sender, live), Heartbeats(database, live)
     reconciler = Reconciler(database, sender, link)
@@ -118,6 +123,7 @@ def _assemble(settings: ServeSettings, database: Database, link: Link, managemen
         unwatch=collector.unwatch,
         send_soon=reconciler.look,
         submitted=submitted,
+        key=key,
         metrics=Metrics(Parts(database, link, live, sender, collector, submitted, settings.release)),
     )
 

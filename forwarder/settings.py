@@ -87,6 +87,7 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
     public = tuple(part.strip() for part in found["public_broker_urls"].split(",") if part.strip()) or broker.urls
     management, user, password = _management(found["management_url"], broker)
     code_file = given.get("code_file")
+    database = parse_url(found["database_url"] or _default_database())
     return ServeSettings(
         host=found["host"],
         port=_port("port", found["port"]),
@@ -98,10 +99,11 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
         management_url=management,
         management_user=user,
         management_password=password,
-        database=parse_url(found["database_url"] or _default_database()),
+        database=database,
         code_file=Path(code_file) if code_file else None,
         metrics_host=found["metrics_host"],
         metrics_port=_port("metrics_port", found["metrics_port"]),
+        key_file=_key_file(found["key_file"], database),
     )
 
 
@@ -163,6 +165,13 @@ def _port(name: str, text: str) -> int:
             f"The setting {name} is {text!r}, not a port.", hint="Use a number between 0 and 65535; 0 takes any free port."
         )
     return int(text)
+
+
+def _key_file(named: str, database: URL) -> Path | None:
+    """Front doors that share a PostgreSQL must share the key too, so there it lies only where somebody says."""
+    if named:
+        return Path(named).expanduser()
+    return Path(database.database or "").parent / "front-door.key" if database.get_backend_name() == "sqlite" else None
 
 
 def _default_database() -> str:

@@ -74,7 +74,7 @@ async def _before(door: Door, caller: Caller, bundle: Bundle) -> list[api.Verdic
 
 
 async def _facts(door: Door, caller: Caller, bundle: Bundle) -> Facts:
-    access = await _access(door, caller, bundle.work.endpoint)
+    access = await access_of(door, caller, bundle.work.endpoint)
     key = await _key(door, caller, bundle.work.key)
     owned = await _functions(door, caller, bundle.function_ids)
     sign, now = door.live.sign(bundle.work.endpoint), now_ms()
@@ -93,7 +93,11 @@ async def _pythons(door: Door, identifiers: list[str]) -> dict[str, str]:
     return {function: needs for function in identifiers if (needs := known.get(function))}
 
 
-async def _access(door: Door, caller: Caller, endpoint: str) -> Access:
+async def access_of(door: Door, caller: Caller, endpoint: str) -> Access:
+    """What a submission must know of an endpoint, by its id or name.
+
+    :raises NotFound: there is none that the caller may use.
+    """
     found = door.known.access.get((caller.user, endpoint))
     if found is None:
         async with door.database.read() as connection:
@@ -105,6 +109,8 @@ async def _access(door: Door, caller: Caller, endpoint: str) -> Access:
 
 
 async def _key(door: Door, caller: Caller, identifier: str) -> PublicKey | None:
+    if door.key is not None and identifier == door.key.public.id:
+        return door.key.public
     found = door.known.keys.get((caller.user, identifier))
     if found is None:
         async with door.database.read() as connection:
