@@ -119,6 +119,7 @@ class Link:
         :raises Busy: the broker refused it (queue full) or is short of memory or disk.
         :raises Unreachable: no connection, or no answer within `timeout` seconds.
         """
+        channel: AbstractUnderlayChannel | None = None
         try:
             async with within(timeout):
                 if not self._up.is_set():
@@ -135,10 +136,11 @@ class Link:
                 f"No queue takes messages for {key!r} on the exchange {exchange!r}.", hint="It is made again when its owner connects."
             ) from None
         except aiormq.exceptions.DeliveryError:
-            raise Busy(f"The broker refused a message for {key!r}: its queue is full.") from None
+            raise Busy(f"The broker refused a message for {key!r}: its queue is full, or most of its nodes are away.") from None
         except TimeoutError:
             if self.blocked:
                 raise Busy("The broker is short of memory or disk and takes no messages now.") from None
+            await self._leave(channel)
             raise Unreachable(f"The broker did not confirm within {timeout:g} s.", hint="Its state is unknown; send it again.") from None
         except LOST as lost:
             raise Unreachable(f"The connection to the broker was lost: {say(lost)}.", hint="Its state is unknown; send it again.") from None
@@ -224,6 +226,14 @@ class Link:
                 channel = await self._publishing.channel(publisher_confirms=True, on_return_raises=True)
                 self._publisher, self._confirmed = channel, await channel.get_underlay_channel()
             return self._confirmed
+
+    async def _leave(self, channel: AbstractUnderlayChannel | None) -> None:
+        """Publish on another channel from now on.  When a queue changes its leader under a channel, RabbitMQ may confirm nothing there any
+        more, for as long as the channel lives (seen with 3.10, node killed); what waits on it raises Unreachable.
+        """
+        if channel is not None and channel is self._confirmed and self._publisher is not None:
+            stale, self._publisher, self._confirmed = self._publisher, None, None
+            await close(stale)
 
     async def _run(self) -> None:
         backoff = Backoff()
