@@ -1,7 +1,8 @@
-"""Front doors on both databases."""
+"""Front doors on both databases, and a client of the shared fabric."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from funcmq import Client
 from funcmq.broker.ids import new_hex
 from funcmq.dev.postgres import PostgresNode
 from funcmq.dev.rabbitmq import Node
+from funcmq.dev.stack import Stack
 from funcmq.forwarder.database import parse_url, upgrade
 from funcmq.forwarder.service import serving
+from tests.client_rig import LIMIT_S
 from tests.forwarder_rig import Fabric, settings_for, sqlite_url
 
 
@@ -48,3 +52,16 @@ async def fabric(rabbitmq: Node, database_url: str) -> AsyncIterator[Fabric]:
         assert running.code is not None
         made.admin = await made.login(running.code)
         yield made
+
+
+@pytest.fixture
+def configured(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared fabric is the one that is configured."""
+    stack.use(monkeypatch)
+
+
+@pytest_asyncio.fixture
+async def fx(configured: None) -> AsyncIterator[Client]:
+    """A client of it."""
+    async with asyncio.timeout(LIMIT_S), Client() as client:
+        yield client
