@@ -80,6 +80,12 @@ class Core:
             self._bury(tasks, now)
         return missing
 
+    def disown(self, tasks: Iterable[Task], now: int) -> None:
+        """These were signed before a journal of this endpoint went, which may have run them: what must not run twice is lost."""
+        for task in tasks:
+            if task.state is State.WAITING and task.options.retry == "never":
+                self._end_waiting(task, "lost", _failure(TaskLost("It may have run under a journal of its endpoint that is gone.")), now)
+
     def discard(self, task: Task) -> None:
         """Forget a task that was just accepted, and has not been submitted: the journal knows its id from long ago."""
         if self.tasks.get(task.id) is not task:

@@ -155,6 +155,7 @@ class Daemon:
         held = await self._journal.held()
         for bundle in held.outbox:
             self._outbox.add(bundle, None)
+        self._engine.gone = self._lease.gone
         self._engine.recover(held.bundles, held.tombstones)
         await self._engine.cancel(self._lease.cancels)
         self._sender.send(held.outbox)

@@ -86,6 +86,8 @@ class Engine:
         self.roomy = asyncio.Event()
         """Set while there is memory for more work."""
         self.roomy.set()
+        self.gone = 0
+        """When a journal of this endpoint was given up for gone last (ms); 0 never."""
         self._journal, self._signer, self._trusted, self._functions, self._shared = journal, signer, trusted, functions, shared
         self._pools: dict[str, Pool] = {}
         self._mouth = Mouth(lambda _: None, lambda *_: None)
@@ -179,6 +181,8 @@ class Engine:
         self._arrivals.append(arrival)
         if tasks:
             self._admit(bundle, tasks)
+        if work.signed_at < self.gone:
+            self.core.disown(tasks, received)
         self._turn_soon()
         return await arrival.fresh
 

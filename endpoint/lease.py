@@ -61,6 +61,11 @@ class Lease:
         return 0 if self._held is None else self._held.epoch
 
     @property
+    def gone(self) -> int:
+        """When a journal of this endpoint was given up for gone last (ms); 0 never."""
+        return 0 if self._held is None else self._held.gone
+
+    @property
     def cancels(self) -> list[bytes]:
         """Tasks that were cancelled before this lease was given."""
         return [bytes.fromhex(task) for task in self._held.cancels] if self._held else []

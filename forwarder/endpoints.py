@@ -125,7 +125,7 @@ async def remove(connection: AsyncConnection, endpoint: str, now: int) -> None:
 
 async def hold(connection: AsyncConnection, endpoint: str, asked: api.LeaseRequest, secret: str, now: int) -> Granted | None:
     """Write the lease that `lease.decide` grants; None for a renewal.  `secret` is the digest of the new password."""
-    row = (await connection.execute(select(endpoints).where(endpoints.c.id == endpoint))).one()
+    row = (await connection.execute(select(endpoints).where(endpoints.c.id == endpoint).with_for_update())).one()
     held = Held(row.epoch, row.held, row.journal, row.birth, row.since, row.host, row.pid)
     decided = decide(held, asked)
     said: dict[str, Any] = {"host": asked.host, "pid": asked.pid, "release": asked.release, "trusted": json.dumps(asked.trusted)}
@@ -133,10 +133,17 @@ async def hold(connection: AsyncConnection, endpoint: str, asked: api.LeaseReque
         if any(getattr(row, name) != value for name, value in said.items()):
             await connection.execute(update(endpoints).where(endpoints.c.id == endpoint).values(said))
         return None
+    if decided.moved and row.held:
+        said["gone"] = now
     said |= {"epoch": decided.epoch, "held": True, "journal": asked.journal, "birth": asked.birth, "since": now, "secret": secret}
     await connection.execute(update(endpoints).where(endpoints.c.id == endpoint).values(said))
     orphans = decided.moved and await _send_again(connection, endpoint, asked, now)
     return Granted(decided.epoch, range(row.fenced + 1, decided.epoch), orphans)
+
+
+async def gone_at(connection: AsyncConnection, endpoint: str) -> int:
+    """When a journal of it was given up for gone last; 0 never."""
+    return int((await connection.execute(select(endpoints.c.gone).where(endpoints.c.id == endpoint))).scalar_one())
 
 
 async def give_back(connection: AsyncConnection, endpoint: str, epoch: int | None, now: int) -> int:

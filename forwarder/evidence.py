@@ -41,15 +41,11 @@ def wait(spans: Spans, repeats: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Witness:
     """What is known of one endpoint's queue: when the newest bundle was accepted that it has received (0: none), and whether the queue is
-    empty now.
+    empty now.  Missing is what was confirmed before the one, or, with the other, all of it.
     """
 
     heard: int
     empty: bool
-
-    def tells(self, confirmed: int) -> bool:
-        """Whether a bundle that was confirmed then, and not received, is missing."""
-        return self.empty or self.heard > confirmed
 
 
 def left_alone(repeats: int) -> str:

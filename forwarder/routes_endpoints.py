@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row
@@ -119,20 +120,20 @@ async def lease(door: Door, call: Call[api.LeaseRequest]) -> api.Lease:
     if body.epoch is None:  # whatever has become of the broker's data meanwhile
         await door.link.declare(topology.endpoint(endpoint))
 
-    async def write(connection: AsyncConnection) -> tuple[endpoints.Granted | None, list[str]]:
+    async def write(connection: AsyncConnection) -> tuple[endpoints.Granted | None, Left]:
         granted = await endpoints.hold(connection, endpoint, body, digest(password), now)
-        return granted, await tasks.pending_cancels(connection, endpoint)
+        return granted, Left(await tasks.pending_cancels(connection, endpoint), await endpoints.gone_at(connection, endpoint))
 
-    granted, cancels = await door.database.write(write)
+    granted, left = await door.database.write(write)
     door.known.access.clear()
     if granted is None:
-        return _answer(door, endpoint, body.epoch or 0, "", cancels)
+        return _answer(door, endpoint, body.epoch or 0, "", left)
     log.info("endpoint %s starts epoch %d on %s", endpoint, granted.epoch, body.host, extra={"action": "lease"})
     await fence(door, endpoint, granted.fence)
     door.database.write.later(FENCED, (granted.epoch - 1, endpoint))
     if granted.orphans:
         door.send_soon()
-    return _answer(door, endpoint, granted.epoch, password, cancels)
+    return _answer(door, endpoint, granted.epoch, password, left)
 
 
 @routes("DELETE /endpoints/{id}/lease", who=Who.ENDPOINT)
@@ -165,9 +166,17 @@ def _check_lease(body: api.LeaseRequest) -> None:
         raise InvalidRequest("A host has at most 255 characters, a release 64; birth and pid are not negative.")
 
 
-def _answer(door: Door, endpoint: str, epoch: int, password: str, cancels: list[str]) -> api.Lease:
-    user = rights.Endpoint(endpoint, epoch).user
-    return api.Lease(epoch=epoch, brokers=list(door.settings.public_brokers), user=user, password=password, cancels=cancels)
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What was left for a daemon: requests to cancel, and when a journal before its own was given up for gone."""
+
+    cancels: list[str]
+    gone: int
+
+
+def _answer(door: Door, endpoint: str, epoch: int, password: str, left: Left) -> api.Lease:
+    user, brokers = rights.Endpoint(endpoint, epoch).user, list(door.settings.public_brokers)
+    return api.Lease(epoch=epoch, brokers=brokers, user=user, password=password, cancels=left.cancels, gone=left.gone)
 
 
 async def _view(door: Door, connection: AsyncConnection, row: Row[Any], user: str) -> api.EndpointView:

@@ -87,8 +87,12 @@ async def test_a_takeover_sends_the_old_journals_work_again(fabric: Fabric) -> N
         await eventually(user, tasks[0].id, "received")
         await endpoint.finish(work, [outcome_of(tasks[2].id)])
     endpoint.journal = new_hex()
-    await endpoint.take_lease(takeover=True, birth=now_ms() + 1)
+    before = now_ms()
+    lease = await endpoint.take_lease(takeover=True, birth=now_ms() + 1)
+    assert before <= lease.gone <= now_ms(), "from then on every lease says so"
     async with endpoint.connected():
+        assert endpoint.lease is not None
+        assert endpoint.lease.gone == lease.gone
         assert await endpoint.next_dispatch() == Dispatch(2, [0], bundle)
     states = [task.state for task in (await user.query(*(task.id for task in tasks))).tasks]
     assert sorted(states) == ["lost", "published", "succeeded"] or sorted(states) == ["accepted", "lost", "succeeded"]

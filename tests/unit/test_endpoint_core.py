@@ -255,3 +255,13 @@ def test_a_discarded_task_is_as_if_it_never_came() -> None:
     rig.core.lost(launch.number, "", NOW)
     rig.accept()
     assert len(rig.launch()) == 1
+
+
+def test_what_a_gone_journal_may_have_run_is_not_run_again() -> None:
+    """Signed before a takeover, retry="never" ends as lost at once, whether its function is here or not; anything else waits its turn."""
+    rig = Rig()
+    never, fetched = rig.accept(2, retry="never"), rig.accept(1, ready=False, retry="never")
+    usual = rig.accept(1)
+    rig.core.disown([*never, *fetched, *usual], NOW)
+    assert rig.ends() == [("lost", "TaskLost")] * 3
+    assert [launch.tasks for launch in rig.launch()] == [usual]

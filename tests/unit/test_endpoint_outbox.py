@@ -50,7 +50,7 @@ def test_evidence_is_a_later_one_stored() -> None:
 
 
 def test_asked_for_is_sent_again() -> None:
-    """`resend` sends what is confirmed and not stored, and nothing twice at once; asked again, ever more rarely, at last every ten minutes."""
+    """`resend` sends what is confirmed and not stored, nothing twice at once; asked again, ever more rarely, at last after ten minutes."""
     outbox = filled("a", "b")
     outbox.confirmed("a", 100.0)
     assert outbox.asked(101.0) == ["a"]
