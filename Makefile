@@ -13,7 +13,7 @@ DIR ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos long lint format types bench clean
+.PHONY: help setup demo test chaos long lint format types docs bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: setup ## Put the code into the form that lint wants
 
 types: setup $(TYPING) ## Types, by mypy in strict mode
 	@$(VENV)/bin/mypy -p funcmq
+
+docs: setup ## The documentation as offline HTML, in build/docs; warnings are errors
+	@$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 
 bench: setup ## Figures beside a peer, in the same run
 	@$(VENV)/bin/funcmq dev -- $(PY) -m bench $(ARGS)
