@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 import pytest
 
 from funcmq.broker import api
@@ -16,7 +19,9 @@ from funcmq.broker.errors import TABLE
 from funcmq.broker.http import Api
 from funcmq.broker.ids import new_hex
 from funcmq.dev.rabbitmq import Node
+from funcmq.forwarder.routes_root import PLAIN
 from funcmq.forwarder.service import TABLES, serving
+from funcmq.forwarder.web import Route, Who
 from tests.forwarder_rig import settings_for, sqlite_url
 
 BODIES = [
@@ -76,6 +81,92 @@ async def refuse_or_answer(session: aiohttp.ClientSession, method: str, url: str
             assert answer.status < 500, (method, url, body[:80], await answer.text())
             if answer.status >= 400 and answer.content_type == api.JSON:
                 assert (await answer.json())["error"]["code"] in TABLE
+
+
+@pytest.mark.asyncio
+async def test_every_route_refuses_what_is_not_its_own(rabbitmq: Node, tmp_path: Path) -> None:
+    """Of every route in the tables and at the root: another method, no or a broken token, wrong types in each field, an odd content type, a
+    body over its limit.
+    """
+    async with serving(settings_for(rabbitmq, sqlite_url(tmp_path))) as running:
+        await running.door.link.ready()
+        assert running.code is not None
+        async with Api(running.url) as door:
+            token = (await door.call("POST", "/login", api.LoginRequest(code=running.code), api.TokenAnswer)).token
+        routes = [route for routes in TABLES for route in routes]
+        async with aiohttp.ClientSession(running.url) as session:
+            await refuse_methods(session, routes)
+            await refuse_tokens(session, routes)
+            for route in (route for route in routes if route.request is not None):
+                await refuse_types(session, route, token)
+                await refuse_content_types(session, route, token)
+                assert await refuse_size(running.url, route, token) == (403 if route.who is Who.ENDPOINT else 413), route
+
+
+def path_of(route: Route) -> str:
+    """A path of this route, with ids that name nothing."""
+    return "/v1" + re.sub(r"{\w+}", "0" * 32, route.path)
+
+
+async def refuse_methods(session: aiohttp.ClientSession, routes: list[Route]) -> None:
+    allowed: dict[str, set[str]] = {}
+    for route in routes:
+        allowed.setdefault(path_of(route), set()).add(route.method)
+    for root in PLAIN:
+        allowed.setdefault(root.path, set()).add("GET")
+    allowed["/"].add("POST")
+    for path, good in allowed.items():
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "PROPFIND"} - good:
+            async with session.request(method, path) as answer:
+                assert answer.status in (401, 405), (method, path)  # 401 where another route with a parameter takes such a path
+                assert (await answer.json())["error"]["code"] in ("InvalidRequest", "NotLoggedIn")
+                if answer.status == 405:
+                    assert good <= set(answer.headers["Allow"].split(",")), (method, path)
+
+
+async def refuse_tokens(session: aiohttp.ClientSession, routes: list[Route]) -> None:
+    for route in routes:
+        if route.who is Who.NOBODY:
+            continue
+        for said in ("", "Bearer", "Bearer  ", "Basic dXNlcjpwYXNz", "Bearer wrong", "Bearer " + "x" * 5000, "Bearer \u00fcber"):
+            if said in ("", "Bearer", "Bearer  ") and Who.ANYBODY in route.who:
+                continue
+            async with session.request(route.method, path_of(route), headers={"Authorization": said}) as answer:
+                assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer"), (route, said)
+                assert (await answer.json())["error"]["hint"]
+
+
+async def refuse_types(session: aiohttp.ClientSession, route: Route, token: str) -> None:
+    kind = route.plain or route.request
+    if kind is bytes:
+        return
+    fields = msgspec.structs.fields(kind)
+    for wrong in ([[]], {"a": {}}, -1.5, True, "\0", None):
+        body = dict.fromkeys((field.encode_name for field in fields), wrong)
+        headers = {"Authorization": f"Bearer {token}"}
+        async with session.request(route.method, path_of(route), json=body, headers=headers) as answer:
+            assert 400 <= answer.status < 500 or not any(field.required for field in fields), (route, wrong, answer.status)
+            assert answer.status < 500, (route, wrong)
+
+
+async def refuse_content_types(session: aiohttp.ClientSession, route: Route, token: str) -> None:
+    for kind in ("", "text/xml", "application/json; charset=utf-16", "multipart/form-data", ";;;", "x" * 3000):
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": kind, "Accept": kind}
+        async with session.request(route.method, path_of(route), data=b"<a/>", headers=headers) as answer:
+            assert 400 <= answer.status < 500, (route, kind)
+            assert (await answer.json())["error"]["code"] in TABLE
+
+
+async def refuse_size(url: str, route: Route, token: str) -> int:
+    """The status of a request that announces one byte too many; nothing of it needs to be sent."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    lines = (f"{route.method} {path_of(route)} HTTP/1.1", "Host: x", f"Authorization: Bearer {token}", f"Content-Length: {route.limit + 1}")
+    writer.write("".join(f"{line}\r\n" for line in (*lines, "")).encode())
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    await writer.wait_closed()
+    return status
 
 
 @pytest.mark.asyncio
