@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from funcmq.broker.errors import AlreadyRunning, Conflict, NotFound
-from funcmq.endpoint.config import EndpointConfig, endpoint_folder, pools_of, template
+from funcmq.endpoint.config import EndpointConfig, default_journal_dir, endpoint_folder, pools_of, template
 from funcmq.endpoint.fabric import ask, find, local
 from funcmq.endpoint.looks import OUTPUT, PROFILE
 from funcmq.endpoint.process import running
@@ -198,6 +198,9 @@ def delete(name: str, yes: bool, profile: str | None) -> None:
 def _remove_files(config: EndpointConfig) -> None:
     for folder in (config.journal_dir, config.run_dir, config.folder):
         shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the folder of all journals of this user, when this was the last
+        if config.journal_dir == default_journal_dir(config.name):
+            config.journal_dir.parent.rmdir()
     with contextlib.suppress(OSError):
         unit_file(config.name).unlink()
 

@@ -113,7 +113,7 @@ def _believe(bundle: Bundle, facts: Facts) -> None:
     if facts.trusted is not None and work.key not in facts.trusted:
         raise NotAllowed(
             f"The endpoint {facts.endpoint_name} does not trust the key {facts.key.fingerprint}.",
-            hint=f"On the endpoint's host: funcmq endpoint trust {facts.endpoint_name} '{facts.key.text} {work.user}'",
+            hint=f"On the endpoint's host: funcmq endpoint trust {facts.endpoint_name} {facts.key.fingerprint}",
         )
 
 

@@ -98,9 +98,11 @@ async def share(door: Door, call: Call[api.EndpointPatch]) -> api.EndpointView:
         return await _view(door, connection, row, user)
 
 
-@routes("DELETE /endpoints/{id}")
+@routes("DELETE /endpoints/{id}", who=Who.USER | Who.ENDPOINT)
 async def remove(door: Door, call: Call[None]) -> None:
     """It is gone for everybody: its daemon is cut off, then its open tasks are lost.  The row goes last, so that this can be done again."""
+    if call.caller.endpoint:  # on a host where nobody is logged in; its token is over with it
+        _itself(call)
     async with door.database.read() as connection:
         row = await endpoints.find_own(connection, call.caller.user, call.path["id"])
     await door.database.write(lambda c: endpoints.lock(c, row.id))
