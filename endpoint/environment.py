@@ -24,8 +24,9 @@ ASK_S = 60.0
 """How long an interpreter may take to answer: on a shared file system under load the first start is slow."""
 OLDEST = (3, 11)
 PACKAGES = ("funcmq", "parsl", "cloudpickle", "msgspec", "msgpack", "pyzmq")
-"""What a worker is made of; of the first two it needs the versions of the daemon, because both sides speak with each other in their words."""
+"""What a worker is made of."""
 SAME = ("funcmq", "parsl")
+"""Of these it needs the versions of the daemon, because the two sides speak with each other in their words."""
 _MARK = "funcmq-environment "
 _SCRIPT = f"""
 import json, platform
@@ -83,7 +84,7 @@ def ask(config: PoolConfig, environment: dict[str, str]) -> dict[str, str]:
 def _run(command: list[str], environment: dict[str, str], python: str) -> str:
     """Stdout and stderr; a process that does not end is ended with all that it has started."""
     try:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 (what the owner of the endpoint has configured)
             command,
             cwd="/",
             env=environment,
@@ -100,7 +101,9 @@ def _run(command: list[str], environment: dict[str, str], python: str) -> str:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             said, _ = process.communicate()
-            raise EnvironmentMismatch(f"{python} does not answer within {ASK_S:.0f} s.", hint="Does worker_init wait for something?") from None
+            raise EnvironmentMismatch(
+                f"{python} does not answer within {ASK_S:.0f} s.", hint="Does worker_init wait for something?"
+            ) from None
     return said.decode("utf-8", "replace")
 
 

@@ -118,9 +118,7 @@ def make(config: PoolConfig, place: Place, certificates: Path, version: str) -> 
         label=config.name,
         address=place.address,
         provider=provider,
-        launch_cmd=DEFAULT_LAUNCH_CMD.replace(
-            "process_worker_pool.py", f"{python} -P -m parsl.executors.high_throughput.process_worker_pool", 1
-        ),
+        launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", f"{python} -P -m funcmq.endpoint.worker.node", 1),
         interchange_launch_cmd=[sys.executable, "-P", "-m", "funcmq.endpoint.interchange", str(os.getpid()), version],
         cores_per_worker=1e-6,
         max_workers_per_node=workers_per_node(config),

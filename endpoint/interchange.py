@@ -118,8 +118,9 @@ def die_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """Run until the daemon, whose pid is the first argument, is gone or says so.  The second is the workers' version of Python: Parsl lets in
-    only managers that have the minor version of the interchange, and these two need not agree here.
+    """Run until the daemon, whose pid is the first argument, is gone or says so.
+
+    The second is the workers' version of Python: Parsl lets in only managers that have the interchange's, and here they may differ.
     """
     die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides what it means

@@ -6,13 +6,13 @@ or cancelled.  The child is used again for later packets, because starting one t
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import signal
 import socket
 import threading
 import time
+from multiprocessing.util import Finalize
 from typing import Literal
 
 import zmq
@@ -180,6 +180,7 @@ class _Holder:
             )
 
     def _settle(self) -> None:
+        Finalize(None, self.close, exitpriority=0)  # a forked process of multiprocessing ends without atexit
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._terminate)
             signal_when_orphaned(signal.SIGTERM)
@@ -198,7 +199,6 @@ class _Holder:
 
 
 _holder = _Holder()
-atexit.register(_holder.close)
 
 
 def _collect(child: Child, ledger: Ledger) -> None:

@@ -1,7 +1,9 @@
 """Laws of a pool, with a real interchange and real worker processes: every packet is answered or lost, and nothing outlives the daemon."""
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -38,7 +40,8 @@ def run(buffer):
             raise ModuleNotFoundError("no such thing")
         if member.name == "exit":
             os._exit(3)
-        if member.name == "sleep":
+        if member.name.startswith("sleep"):
+            open(member.name.partition(" ")[2] or os.devnull, "w").close()
             time.sleep(60)
         done.append(Done(member.id, "succeeded", member.args, None, 1, 2, 0.0, os.environ.get("FUNCMQ_TOKEN", "")))
     return codec.encode(Report(1, socket.gethostname(), os.getpid(), done))
@@ -174,14 +177,37 @@ async def test_a_dead_interchange_is_seen_at_once(owner: Owner) -> None:
     assert isinstance(await outcome(owner.submit("a")), Report)
 
 
-async def test_a_dead_block_is_replaced(owner: Owner) -> None:
-    """When a block is gone, its leftovers are ended and a new block comes without the daemon being told."""
-    assert owner.pool is not None
-    old = owner.pool.managers[0].id
-    victims = leftovers.find(owner.pool._place.mark, f"local-{owner.pool.managers[0].block}")
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
+def processes(mark: str, block: str) -> dict[int, tuple[int, str]]:
+    """Parent and command line of every process of a block."""
+    found = {}
+    for pid in leftovers.find(mark, block):
+        with contextlib.suppress(OSError):
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            found[pid] = parent, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+async def test_a_killed_manager_takes_everything_along_and_is_replaced(owner: Owner, tmp_path: Path) -> None:
+    """kill -9 of a manager, with a worker that runs and one that idles: its fork server and they are gone at once, so that nothing is
+    left that nobody would end, and a new block comes without the daemon being told.
+    """
     pool = owner.pool
+    assert pool is not None
+    block, old = f"local-{pool.managers[0].block}", pool.managers[0].id
+    owner.submit(f"sleep {tmp_path / 'runs'}")
+    async with asyncio.timeout(30):
+        while not (tmp_path / "runs").exists():
+            await asyncio.sleep(0.01)
+    alive = processes(pool._place.mark, block)
+    manager = next(pid for pid, (_, command) in alive.items() if "-m funcmq.endpoint.worker.node" in command and "bash" not in command)
+    server = next(pid for pid, (parent, command) in alive.items() if parent == manager and "forkserver" in command)
+    workers = [pid for pid, (parent, _) in alive.items() if parent == server]
+    assert len(workers) >= WORKERS
+    gone = [os.pidfd_open(pid) for pid in (server, *workers)]
+    os.kill(manager, signal.SIGKILL)
+    for handle in gone:
+        assert (await asyncio.to_thread(select.select, [handle], [], [], 4))[0]
+        os.close(handle)
     async with asyncio.timeout(50), owner.changed:
         await owner.changed.wait_for(lambda: any(manager.id != old for manager in pool.managers))
 
