@@ -136,13 +136,12 @@ async def _registered(config: EndpointConfig, token: str) -> Finding:
     except FuncmqError as refused:
         hint = f"Was it deleted there?  `funcmq endpoint delete {config.name}`, then `funcmq endpoint init {config.name}`."
         return Finding("endpoint", "failed", f"the front door refuses its token: {refused.message}", hint)
-    if view.key != PrivateKey.load(config.key).public.text:
-        return Finding(
-            "endpoint", "failed", "the front door has another key for it: its results would be refused", "Delete it and init again."
-        )
-    return Finding(
-        "endpoint", "ok", f"registered as {view.name} of {view.owner_name}" + (f", online on {view.host}" if view.online else "")
-    )
+    with contextlib.suppress(FuncmqError):  # that is said already
+        if view.key == PrivateKey.load(config.key).public.text:
+            where = f", online on {view.host}" if view.online else ""
+            return Finding("endpoint", "ok", f"registered as {view.name} of {view.owner_name}{where}")
+    said = "the front door has another key for it: its results would be refused"
+    return Finding("endpoint", "failed", said, f"Bring {config.key} back from a copy, or delete the endpoint and init it again.")
 
 
 def _daemon(config: EndpointConfig) -> Finding:
