@@ -283,6 +283,7 @@ class Client:
         await standing.sender.flush()
         if mine and dropped == len(mine):
             return dropped  # the group may not even exist
+        await standing.reader.settled()
         identifier = meant if mine else await standing.group(group or meant)
         answer = await standing.front.call("POST", f"/groups/{identifier}/cancel", None, api.CancelAnswer)
         return dropped + answer.asked

@@ -9,32 +9,18 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from tqdm import tqdm
 
-from funcmq import Executor, errors, function
-from funcmq.dev.stack import Stack
+from funcmq import Executor, function
+from tests.client_rig import double, nap
 
-
-def double(number: int) -> int:
-    return 2 * number
-
-
-def nap(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
+pytestmark = pytest.mark.usefixtures("configured")
 
 
 @function
 def halve(number: int) -> int:
     return number // 2
-
-
-@pytest.fixture(autouse=True)
-def configured(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack.use(monkeypatch)
 
 
 @pytest.fixture
@@ -57,20 +43,6 @@ def test_submit_and_map(ex: Executor) -> None:
     assert list(ex.map(double, [])) == []
 
 
-def test_waiting_like_the_standard_library(ex: Executor) -> None:
-    """wait, as_completed, done callbacks and tqdm see each future once."""
-    futures = [ex.submit(double, number) for number in range(30)]
-    assert {future.result() for future in tqdm(concurrent.futures.as_completed(futures, 20), total=30, disable=True)} == set(
-        range(0, 60, 2)
-    )
-    assert concurrent.futures.wait(futures, 20).not_done == set()
-    seen: list[Any] = []
-    ex.submit(double, 1).add_done_callback(seen.append)
-    ex.submit(double, 1).result(20)
-    ex.shutdown()
-    assert seen[0].result() == 2
-
-
 def test_errors_and_time_outs(ex: Executor) -> None:
     """result() raises the original type; a time-out leaves the task alone; map's time-out is a TimeoutError."""
     with pytest.raises(ZeroDivisionError):
@@ -81,34 +53,6 @@ def test_errors_and_time_outs(ex: Executor) -> None:
     with pytest.raises(TimeoutError):
         list(ex.map(nap, [30], timeout=0.2))
     assert slow.result(20) == 1.0
-
-
-@pytest.mark.asyncio
-async def test_inside_an_event_loop(ex: Executor) -> None:
-    """run_in_executor, wrap_future and a plain await work in a foreign loop."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(20):
-        assert await loop.run_in_executor(ex, double, 4) == 8
-        assert await asyncio.wrap_future(ex.submit(double, 5)) == 10
-        assert await ex.submit(double, 6) == 12
-
-
-def test_views_and_sync_twins(ex: Executor) -> None:
-    """on(), attach(), task(), tasks(), endpoints() and cancel() are there without an event loop."""
-    view = ex.on("dev", walltime="1m")
-    done = view.submit(double, 7)
-    assert done.result(20) == 14
-    assert [task.result(20) for task in ex.attach(ex.group)] == [14]
-    assert ex.task(done.id).result(20) == 14
-    assert done.id in [row.id for row in ex.tasks(limit=10)]
-    assert [row.name for row in ex.endpoints()] == ["dev"]
-    sleeper = ex.submit(nap, 60)
-    ex.flush()
-    assert ex.cancel() >= 1
-    with pytest.raises(errors.TaskCancelled):
-        sleeper.result(20)
-    with pytest.raises(TypeError):
-        ex.on(nonsense=1)  # type: ignore[call-arg]
 
 
 def test_after_shutdown_nothing_is_taken(ex: Executor) -> None:
