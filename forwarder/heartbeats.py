@@ -51,7 +51,10 @@ class Heartbeats:
         await delivery.ack()
 
     def _note(self, beat: Heartbeat, body: bytes, now: int) -> None:
+        before = self._live.clock_said(beat.endpoint)
         self._live.beat(beat, now)
+        if (said := self._live.clock_said(beat.endpoint)) and not before:
+            log.warning("endpoint %s on %s: %s", beat.endpoint, beat.host, said, extra={"action": "clock_is_off"})
         if now - self._written.get(beat.endpoint, 0) >= WRITE_EVERY_MS:
             self._written[beat.endpoint] = now
             self._database.write.later(SEEN, (now, body, beat.endpoint))

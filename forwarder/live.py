@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from funcmq.broker import skew
 from funcmq.broker.messages import Heartbeat
 
 ONLINE_MS = 30_000
@@ -12,6 +13,10 @@ STAMP_MS = 2_000
 """AMQP timestamps are whole seconds."""
 WIDE_MARGIN_MS = 300_000
 """Where the clock of an endpoint is not known: the skew that signatures allow."""
+WIDEST_MARGIN_MS = 3_600_000
+"""Where it is known to be off by more: then copies for late listeners are lost, and they find their results by asking the store."""
+APART_MS, ALIKE_MS = 2_000, 5_000
+"""Two heartbeats that arrive so far apart, with differences so much alike, tell of a clock; those of a full queue tell of their age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,11 @@ class Sign:
     heartbeat: Heartbeat
     seen: int
 
+    @property
+    def ahead_ms(self) -> int:
+        """How much later than it arrived it was sent, by the endpoint's clock; on its way it lost some."""
+        return self.heartbeat.at - self.seen
+
 
 class Live:
     """Heartbeats by endpoint, and the tasks that were said to be running."""
@@ -29,12 +39,16 @@ class Live:
         self._signs: dict[str, Sign] = {}
         self._running: dict[bytes, tuple[int, str]] = {}
         self._reported: dict[str, int] = {}
+        self._ahead: dict[str, int] = {}
 
     def beat(self, heartbeat: Heartbeat, now: int) -> None:
         """A heartbeat arrived; one of an earlier epoch than the last is a zombie's."""
         last = self._signs.get(heartbeat.endpoint)
-        if last is None or heartbeat.epoch >= last.heartbeat.epoch:
-            self._signs[heartbeat.endpoint] = Sign(heartbeat, now)
+        if last is not None and heartbeat.epoch < last.heartbeat.epoch:
+            return
+        sign = self._signs[heartbeat.endpoint] = Sign(heartbeat, now)
+        if last is not None and now - last.seen >= APART_MS and abs(sign.ahead_ms - last.ahead_ms) <= ALIKE_MS:
+            self._ahead[heartbeat.endpoint] = sign.ahead_ms
 
     def sign(self, endpoint: str) -> Sign | None:
         """The last heartbeat."""
@@ -47,12 +61,17 @@ class Live:
     def clock_margin(self, endpoint: str) -> int:
         """How much earlier than an endpoint's clock says, in ms, a message of it may have been sent by this host's clock."""
         sign = self._signs.get(endpoint)
-        return min(WIDE_MARGIN_MS, STAMP_MS + 2 * abs(sign.seen - sign.heartbeat.at)) if sign else WIDE_MARGIN_MS
+        return min(WIDEST_MARGIN_MS, STAMP_MS + 2 * abs(sign.ahead_ms)) if sign else WIDE_MARGIN_MS
+
+    def clock_said(self, endpoint: str) -> str:
+        """What there is to say of its clock, '' if it is right or not known."""
+        return skew.sentence("this endpoint", self._ahead.get(endpoint, 0) / 1000, "the front door")
 
     def forget(self, endpoint: str) -> None:
         """It is gone."""
         self._signs.pop(endpoint, None)
         self._reported.pop(endpoint, None)
+        self._ahead.pop(endpoint, None)
 
     def reported(self, endpoint: str, now: int) -> None:
         """Results of it came."""

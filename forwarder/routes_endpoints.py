@@ -201,7 +201,7 @@ async def _view(door: Door, connection: AsyncConnection, row: Row[Any], user: st
         queued=min(sum(said.queued.values()), LARGEST) if said else 0,
         running=said.running if said else 0,
         unstored=said.unstored if said else 0,
-        reason=said.reason if said else "",
+        reason="  ".join(filter(None, (said.reason if said else "", door.live.clock_said(row.id)))),
         trusted=json.loads(row.trusted or "[]"),
         allowed=await endpoints.guests(connection, row.id) if row.owner == user else [],
     )
