@@ -45,7 +45,9 @@ def errors() -> str:
     return "\n".join(
         [
             "## Requests and commands\n",
-            *_table(("error", "what happened", "what to do", "HTTP", "exit"), [(*_words(cls), str(cls.http), str(cls.exit)) for cls in others]),
+            *_table(
+                ("error", "what happened", "what to do", "HTTP", "exit"), [(*_words(cls), str(cls.http), str(cls.exit)) for cls in others]
+            ),
             "\n## Ends of a task\n",
             *_table(("error", "what happened", "what to do"), [_words(cls) for cls in ends]),
             "",
