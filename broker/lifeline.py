@@ -45,7 +45,7 @@ def _handle(pid: int) -> int | None:
     if sys.platform != "linux":
         return None
     try:
-        return os.pidfd_open(pid)
+        return os.pidfd_open(pid)  # noqa: TID251  # on Linux: see above
     except ProcessLookupError:
         raise
     except OSError:
@@ -76,7 +76,7 @@ async def _poll(pid: int) -> None:
         await asyncio.Event().wait()
     while True:
         try:
-            os.kill(pid, 0)
+            os.kill(pid, 0)  # noqa: TID251  # not on Windows: see above
         except ProcessLookupError:
             return
         except PermissionError:

@@ -149,7 +149,7 @@ def _alive(pid: int, since: str) -> bool:
     if os.name == "nt":  # there os.kill(pid, 0) would end the process; `funcmq dev` does not run there anyway
         return False
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # noqa: TID251  # not on Windows: see above
     except PermissionError:
         return not since or born(pid) == since
     except OSError:
