@@ -23,6 +23,8 @@ README = (DEPLOY / "README.md").read_text()
 LOSES = {"message-ttl", "expires", "max-length", "overflow", "dead-letter-exchange", "dead-letter-routing-key", "delivery-limit"}
 """What a policy must not say of a queue that holds the only copy of something."""
 
+CONFIRM_S = 5.0
+"""A channel that was opened while its queue changed leaders is given up after so long."""
 PATIENCE_S = 50.0
 """For a hundred messages, with a loaded machine and a change of leaders in mind."""
 
@@ -132,7 +134,7 @@ class _Flow:
         backoff = Backoff()
         while True:
             try:
-                return await self._link.publish(topology.TASKS, self._endpoint, "test/1", body)
+                return await self._link.publish(topology.TASKS, self._endpoint, "test/1", body, timeout=CONFIRM_S)
             except Unreachable:
                 await self._link.ready()
             except Busy:  # the queue has no majority until the node that came back has caught up
