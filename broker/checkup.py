@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -231,6 +232,8 @@ def _say(broken: BaseException) -> str:
     if isinstance(broken, TimeoutError):
         return f"nothing came within {WAIT_S:g} s"
     inner = getattr(broken, "os_error", broken)
+    if (number := getattr(inner, "errno", None)) and number > 0:
+        return os.strerror(number)
     return str(getattr(inner, "strerror", None) or broken or type(broken).__name__).rstrip(".")
 
 

@@ -128,7 +128,7 @@ def running_dev(*, required: bool) -> dict[str, str]:
     try:
         said = json.loads(dev_file().read_text(encoding="utf-8"))
         alive = _alive(int(said["pid"]), str(said.get("born", "")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         said, alive = {}, False
     if alive:
         return {key: str(said[key]) for key in KEYS if key in said}
@@ -146,7 +146,7 @@ def born(pid: int) -> str:
 
 
 def _alive(pid: int, since: str) -> bool:
-    if os.name == "nt":  # there os.kill(pid, 0) would end the process; `funcmq dev` does not run there anyway
+    if os.name == "nt" or pid <= 0:  # there os.kill(pid, 0) would end the process; `funcmq dev` does not run there anyway
         return False
     try:
         os.kill(pid, 0)  # noqa: TID251  # not on Windows: see above
