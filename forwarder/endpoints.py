@@ -107,6 +107,12 @@ async def change_guests(connection: AsyncConnection, endpoint: str, allow: list[
         await connection.execute(delete(endpoint_users).where(endpoint_users.c.endpoint_id == endpoint, endpoint_users.c.user_id.in_(deny)))
 
 
+async def epochs(connection: AsyncConnection, endpoint: str) -> tuple[int, int]:
+    """Up to which epoch connections have been closed, and the newest."""
+    row = (await connection.execute(select(endpoints.c.fenced, endpoints.c.epoch).where(endpoints.c.id == endpoint))).one()
+    return row.fenced, row.epoch
+
+
 async def lock(connection: AsyncConnection, endpoint: str) -> None:
     """No daemon may log in to the broker for it any more."""
     await connection.execute(update(endpoints).where(endpoints.c.id == endpoint).values(held=False, secret=""))

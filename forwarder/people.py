@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker import api
@@ -14,7 +14,7 @@ from funcmq.broker.ids import new_hex
 from funcmq.broker.signing import PublicKey
 from funcmq.forwarder.credentials import code_digest, digest, new_token
 from funcmq.forwarder.prepared import insert
-from funcmq.forwarder.tables import codes, endpoints, keys, tokens, users
+from funcmq.forwarder.tables import codes, endpoint_users, endpoints, keys, tokens, users
 
 Purpose = Literal["login", "enrolment"]
 DAY_MS = 24 * 3600 * 1000
@@ -68,7 +68,7 @@ async def count_users(connection: AsyncConnection) -> int:
 
 async def list_users(connection: AsyncConnection) -> list[api.UserAnswer]:
     """All users, by name."""
-    rows = await connection.execute(select(users).order_by(users.c.name))
+    rows = await connection.execute(select(users).where(users.c.removed == 0).order_by(users.c.name))
     return [api.UserAnswer(id=row.id, name=row.name, admin=row.admin) for row in rows]
 
 
@@ -77,10 +77,38 @@ async def user_ids(connection: AsyncConnection, names: list[str]) -> dict[str, s
 
     :raises NotFound: one of the names is nobody's.
     """
-    found = {row.name: row.id for row in await connection.execute(select(users.c.name, users.c.id).where(users.c.name.in_(names)))}
+    rows = await connection.execute(select(users.c.name, users.c.id).where(users.c.name.in_(names), users.c.removed == 0))
+    found = {row.name: row.id for row in rows}
     if missing := sorted(set(names) - found.keys()):
         raise NotFound(f"There is no user {missing[0]!r}.", hint="Check the name; an administrator adds users with `funcmq user add`.")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Who is gone, and what of theirs must be cut off: tokens (their sessions), and endpoints that they own."""
+
+    user: str
+    tokens: list[str]
+    endpoints: list[str]
+
+
+async def remove_user(connection: AsyncConnection, name: str, now: int) -> Removed:
+    """Nothing of this user works any more: tokens, keys, codes, what others let them use, their own endpoints.  What was submitted stays
+    on record.  Removing again does no harm.
+
+    :raises NotFound: there is no such user, by id or name.
+    """
+    identifier = (await connection.execute(select(users.c.id).where(or_(users.c.id == name, users.c.name == name)))).scalar()
+    if identifier is None:
+        raise NotFound(f"There is no user {name[:64]!r}.", hint="See `funcmq user list`.")
+    await connection.execute(update(users).where(users.c.id == identifier, users.c.removed == 0).values(removed=now))
+    for table, column in ((tokens, tokens.c.revoked), (keys, keys.c.revoked), (codes, codes.c.used)):
+        await connection.execute(update(table).where(table.c.user_id == identifier, column == 0).values({column: now}))
+    await connection.execute(delete(endpoint_users).where(endpoint_users.c.user_id == identifier))
+    theirs = await connection.execute(select(tokens.c.id).where(tokens.c.user_id == identifier))
+    owned = await connection.execute(select(endpoints.c.id).where(endpoints.c.owner == identifier, endpoints.c.deleted == 0))
+    return Removed(identifier, [row.id for row in theirs], [row.id for row in owned])
 
 
 async def add_code(connection: AsyncConnection, code: str, purpose: Purpose, user: str, expires: int) -> None:

@@ -10,12 +10,13 @@ from funcmq.broker import api
 from funcmq.broker.errors import InvalidRequest
 from funcmq.broker.messages import MAX_INLINE
 from funcmq.broker.signing import PublicKey
+from funcmq.forwarder import endpoints as endpoint_rows
 from funcmq.forwarder import people
 from funcmq.forwarder import sessions as session_rows
 from funcmq.forwarder.clock import now_ms
 from funcmq.forwarder.credentials import CODE_S, new_code
 from funcmq.forwarder.door import Door
-from funcmq.forwarder.hang_up import end_session
+from funcmq.forwarder.hang_up import end_session, fence
 from funcmq.forwarder.people import DAY_MS
 from funcmq.forwarder.web import Call, Routes, Who
 
@@ -85,6 +86,28 @@ async def list_users(door: Door, _: Call[None]) -> list[api.UserAnswer]:
     """All users."""
     async with door.database.read() as connection:
         return await people.list_users(connection)
+
+
+@routes("DELETE /users/{id}", who=Who.ADMIN)
+async def remove_user(door: Door, call: Call[None]) -> None:
+    """By id or name: they are locked out at once, and so are their endpoints."""
+    if call.path["id"] in (call.caller.user, call.caller.user_name):
+        raise InvalidRequest("You cannot remove yourself.", hint="Another administrator can.")
+    gone = await door.database.write(lambda c: people.remove_user(c, call.path["id"], now_ms()))
+    door.known.forget_rights()
+    for endpoint in gone.endpoints:
+        await _cut_off(door, endpoint)
+    async with door.database.read() as connection:
+        sessions = [session for token in gone.tokens for session in await session_rows.of_token(connection, token)]
+    for session in sessions:
+        await end_session(door, session)
+
+
+async def _cut_off(door: Door, endpoint: str) -> None:
+    await door.database.write(lambda c: endpoint_rows.lock(c, endpoint))
+    async with door.database.read() as connection:
+        fenced, epoch = await endpoint_rows.epochs(connection, endpoint)
+    await fence(door, endpoint, range(fenced + 1, epoch + 1))
 
 
 @routes("POST /tokens", request=api.TokenRequest, answer=api.TokenAnswer, status=201)

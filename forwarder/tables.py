@@ -40,6 +40,7 @@ users = Table(
     Column("name", String(64), nullable=False, unique=True),
     Column("admin", Boolean, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("removed", BigInteger, nullable=False, default=0, server_default="0"),  # a name is never given twice
 )
 
 codes = Table(  # one-time codes; `used` 0 means that it still works

@@ -25,7 +25,7 @@ CONTRACT = """
     GET /v1/amqp
     POST /v1/endpoints · GET /v1/endpoints · GET /v1/endpoints/{id} · PATCH /v1/endpoints/{id} · DELETE /v1/endpoints/{id}
     POST /v1/endpoints/{id}/lease
-    GET /v1/me · POST /v1/login · GET /v1/users · POST /v1/users
+    GET /v1/me · POST /v1/login · GET /v1/users · POST /v1/users · DELETE /v1/users/{id} · GET /v1/dead · POST /v1/dead/{id}/reinject
     GET /v1/tokens · POST /v1/tokens · DELETE /v1/tokens/{id} · GET /v1/keys · POST /v1/keys · DELETE /v1/keys/{id}
     POST /v1/enrolments
     GET /health · GET /ready · GET /metrics · GET /openapi.json · GET /
