@@ -189,7 +189,7 @@ class OrderAnswer(Record, frozen=True, kw_only=True):
 
 
 class UserKey(Record, frozen=True, kw_only=True):
-    """One row of `GET /endpoints/{id}/keys`: a signing key of its owner, of a user who is let in, or (user `*`) the front door's own."""
+    """One row of `GET /endpoints/{id}/keys`: a signing key of its owner, or of a user who is let in."""
 
     user: str
     user_name: str

@@ -118,21 +118,6 @@ def _front_door(config: EndpointConfig, comment: str, profile: str | None) -> Tr
     return Trusted(_parse(key), ANYBODY, comment or f"front door {config.url}")
 
 
-def _front_door(config: EndpointConfig, profile: str | None) -> str:
-    """The front door's own key, in full.
-
-    :raises NotFound: it has none.
-    """
-    from funcmq.endpoint.trust import ANYBODY
-
-    rows = ask(config, profile, lambda front: _keys(front, config))
-    found = [row.key for row in rows if row.user == ANYBODY]
-    if not found:
-        raise NotFound("This front door signs nothing for others.", hint="Its administrator may set key_file.")
-    click.echo("Whoever runs this front door can then run code here, in any user's name.", err=True)
-    return found[0]
-
-
 def _public(text: str) -> PublicKey | None:
     try:
         return _parse(text)

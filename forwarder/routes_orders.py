@@ -24,8 +24,6 @@ routes = Routes()
 
 ANSWER_S = 10.0
 MOST_LOG = 256 * 1024
-ANYBODY = "*"
-"""Whom the front door's own key signs for, in `trusted_keys`."""
 
 
 @routes("POST /endpoints/{id}/orders", who=Who.USER | Who.ENDPOINT, request=api.OrderRequest, answer=api.OrderAnswer)
@@ -51,21 +49,16 @@ async def order(door: Door, call: Call[api.OrderRequest]) -> api.OrderAnswer:
 
 @routes("GET /endpoints/{id}/keys", who=Who.USER | Who.ENDPOINT, answer=list[api.UserKey])
 async def list_keys(door: Door, call: Call[None]) -> list[api.UserKey]:
-    """The keys that its owner may want to trust there: the owner's, those of the users who are let in, the front door's own."""
+    """The keys that its owner may want to trust there: the owner's, and those of the users who are let in."""
     view = await _own(door, call)
     async with door.database.read() as connection:
         names = [view.owner_name, *await guests(connection, view.id)]
         users = await people.user_ids(connection, names)
-        found = [
+        return [
             api.UserKey(user=users[name], user_name=name, key=key.key, comment=key.comment)
             for name in dict.fromkeys(names)
             for key in await people.list_keys(connection, users[name])
         ]
-    if door.key is not None:
-        found.append(
-            api.UserKey(user=ANYBODY, user_name="the front door", key=door.key.public.text, comment="signs for users without keys")
-        )
-    return found
 
 
 @routes("GET /brokers", who=Who.USER | Who.ENDPOINT, answer=api.Brokers)
