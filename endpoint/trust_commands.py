@@ -115,6 +115,7 @@ def _front_door(config: EndpointConfig, comment: str, profile: str | None) -> Tr
     key = ask(config, profile, said).key
     if not key:
         raise NotFound(f"The front door {config.url} signs nothing.", hint="Its administrator may set key_file.")
+    click.echo("Whoever runs this front door can then run code here, in any user's name.", err=True)
     return Trusted(_parse(key), ANYBODY, comment or f"front door {config.url}")
 
 
