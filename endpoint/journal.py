@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import os
 import queue
+import re
 import socket
 import sqlite3
 import threading
@@ -175,10 +176,16 @@ def _take_lock(folder: Path) -> int:
         holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
         os.close(lock)
         said = f"This endpoint already runs on this host ({holder or 'holder unknown'})."
-        raise AlreadyRunning(said, hint="`funcmq endpoint stop NAME` ends it.") from None
+        raise AlreadyRunning(said, hint="`funcmq endpoint stop NAME` ends it.", **_holder(holder)) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
     return lock
+
+
+def _holder(said: str) -> dict[str, object]:
+    """Host, pid and time, as the holder of a lock wrote them."""
+    known = re.fullmatch(r"pid (\d+) on (\S+) since (.+)", said)
+    return {"pid": int(known[1]), "host": known[2], "since": known[3]} if known else {}
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -50,6 +50,12 @@ class Death:
     reason: str
     queue: str
 
+    @property
+    def endpoint(self) -> str:
+        """Whose task queue that is; '' if it is none."""
+        identifier = self.queue.removeprefix("endpoint.").removesuffix(".tasks")
+        return identifier if self.queue == topology.tasks_queue(identifier) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Corpse:
@@ -93,7 +99,9 @@ async def bury(connection: AsyncConnection, corpse: Corpse, now: int) -> bool:
     row = await _match(connection, corpse)
     if row is None:
         said = "It matches no bundle of its endpoint." if corpse.bundle else "It is no bundle."
-        letter = Letter(sha256(corpse.body), None, "", corpse.key, corpse.death.reason, said, corpse.message, corpse.kind, corpse.body)
+        letter = Letter(
+            sha256(corpse.body), None, "", corpse.death.endpoint, corpse.death.reason, said, corpse.message, corpse.kind, corpse.body
+        )
         await keep(connection, letter, now)
         return False
     if row.state not in (State.ACCEPTED, State.PUBLISHED, State.REFUSED):
@@ -114,7 +122,7 @@ async def bury(connection: AsyncConnection, corpse: Corpse, now: int) -> bool:
 async def _match(connection: AsyncConnection, corpse: Corpse) -> Any:
     columns = (bundles.c.seq, bundles.c.id, bundles.c.user_id, bundles.c.endpoint_id, bundles.c.state, bundles.c.deaths)
     row = (await connection.execute(select(*columns).where(bundles.c.id == corpse.bundle))).first()
-    return row if row is not None and corpse.death.queue == topology.tasks_queue(row.endpoint_id) else None
+    return row if row is not None and corpse.death.endpoint == row.endpoint_id else None
 
 
 _OTHERS = {"rejected": "Its endpoint did not take it; its tasks say why."}
@@ -150,7 +158,10 @@ class DeadLetters:
     async def _take(self, delivery: Delivery) -> None:
         corpse = read_corpse(delivery)
         log.warning(
-            "a message to endpoint %s died: %s", corpse.key, corpse.death.reason or "nobody says why", extra={"action": "dead_letter"}
+            "a message to endpoint %s died: %s",
+            corpse.death.endpoint or corpse.key,
+            corpse.death.reason or "nobody says why",
+            extra={"action": "dead_letter"},
         )
         while True:
             try:

@@ -7,6 +7,7 @@ the lease was given back or it takes over.  An epoch that is not the newest is o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from funcmq.broker import api
 from funcmq.broker.errors import AlreadyRunning, Conflict
@@ -53,5 +54,10 @@ def decide(held: Held, asked: api.LeaseRequest) -> Grant | Renewal:
             )
         return Renewal()
     if held.held and held.journal != asked.journal and not asked.takeover:
-        raise AlreadyRunning(f"This endpoint runs on {held.host} (pid {held.pid}).", host=held.host, pid=held.pid, since=held.since)
+        said = f"This endpoint runs on {held.host} (pid {held.pid}), since {_clock(held.since)}."
+        raise AlreadyRunning(said, host=held.host, pid=held.pid, since=held.since)
     return Grant(held.epoch + 1, moved=held.journal not in ("", asked.journal))
+
+
+def _clock(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
