@@ -42,8 +42,9 @@ def check(wanted: Wanted, endpoint: str, pools: Iterable[PoolStatus], pool: str)
 def mismatch(wanted: Wanted, there: str, theirs: str) -> EnvironmentMismatch:
     """The error that says both versions and what to do; `there` is who has the other one, and `theirs` which."""
     why = f", because {wanted.why}" if wanted.why else ""
+    ask = "" if wanted.why else "; `strategy='source'` says what keeps a function from running on both"
     return EnvironmentMismatch(
         f"{wanted.name} was made by Python {wanted.python} and cannot travel as source{why}; {there}.",
         hint=f"Use Python {theirs} here (`conda create -n funcmq-{theirs} python={theirs}`, then `pip install funcmq` in it), "
-        f"or a pool with Python {wanted.python}; `strategy='source'` says what keeps a function from running on both.",
+        f"or a pool with Python {wanted.python}{ask}.",
     )

@@ -7,6 +7,7 @@ classes cross them too; code, of functions and classes that travel by value, say
 from __future__ import annotations
 
 import io
+import pathlib
 import pickle
 import sys
 from types import CodeType
@@ -46,14 +47,25 @@ def _pickle(value: object, what: str) -> bytes:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined, unused-ignore]
-    """cloudpickle, with code that knows its Python."""
+    """cloudpickle, with code that knows its Python, and paths that all Pythons know."""
 
     def reducer_override(self, obj: Any) -> Any:
         """What stands for obj in the pickle."""
         if isinstance(obj, CodeType):
             _, parts = cloudpickle.Pickler.dispatch_table[CodeType](obj)
             return code_of, (PYTHON, *parts)
+        if type(obj) in _PATHS:
+            return path_of, (type(obj).__name__, str(obj))
         return super().reducer_override(obj)
+
+
+_PATHS = (pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath)
+
+
+def path_of(kind: str, text: str) -> pathlib.PurePath:
+    """A path.  Python 3.13 keeps its classes in a module that no other version has; values name this function instead, as `code_of`."""
+    path: pathlib.PurePath = getattr(pathlib, kind)(text)
+    return path
 
 
 def code_of(python: str, *parts: Any) -> CodeType:

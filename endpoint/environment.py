@@ -62,7 +62,7 @@ def own() -> dict[str, str]:
     return found
 
 
-def ask(config: PoolConfig, environment: dict[str, str]) -> dict[str, str]:
+def ask(config: PoolConfig, environment: dict[str, str], patience: float = ASK_S) -> dict[str, str]:
     """Versions of Python and of what workers need, as the pool's interpreter says.  Blocks for as long as that takes.
 
     :param environment: variables for the script, without secrets.
@@ -72,16 +72,16 @@ def ask(config: PoolConfig, environment: dict[str, str]) -> dict[str, str]:
         return own()
     python = interpreter(config)
     script = f"{config.worker_init}\nexec {shlex.quote(python)} -c {shlex.quote(_SCRIPT)}"
-    said = _run(["/bin/bash", "-c", script], environment, python)
-    line = next((line for line in reversed(said.splitlines()) if line.startswith(_MARK)), "")
+    answer = _run(["/bin/bash", "-c", script], environment, python, patience)
+    line = next((line for line in reversed(answer.splitlines()) if line.startswith(_MARK)), "")
     try:
         found = json.loads(line.removeprefix(_MARK))
     except ValueError:
-        raise _silent(python, said) from None
+        raise _silent(python, answer) from None
     return {str(name): str(version) for name, version in found.items()}
 
 
-def _run(command: list[str], environment: dict[str, str], python: str) -> str:
+def _run(command: list[str], environment: dict[str, str], python: str, patience: float) -> str:
     """Stdout and stderr; a process that does not end is ended with all that it has started."""
     try:
         process = subprocess.Popen(  # noqa: S603 (what the owner of the endpoint has configured)
@@ -97,12 +97,12 @@ def _run(command: list[str], environment: dict[str, str], python: str) -> str:
         raise _silent(python, str(missing)) from None
     with process:
         try:
-            said, _ = process.communicate(timeout=ASK_S)
+            said, _ = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             said, _ = process.communicate()
             raise EnvironmentMismatch(
-                f"{python} does not answer within {ASK_S:.0f} s.", hint="Does worker_init wait for something?"
+                f"{python} does not answer within {patience:.0f} s.", hint="Does worker_init wait for something?"
             ) from None
     return said.decode("utf-8", "replace")
 

@@ -265,3 +265,20 @@ def test_what_a_gone_journal_may_have_run_is_not_run_again() -> None:
     rig.core.disown([*never, *fetched, *usual], NOW)
     assert rig.ends() == [("lost", "TaskLost")] * 3
     assert [launch.tasks for launch in rig.launch()] == [usual]
+
+
+def test_a_task_without_a_pool_takes_one_whose_python_suits_it() -> None:
+    """The first pool that is not broken and has the function's Python; a broken one of that Python before a working one of another."""
+    rig = Rig()
+    rig.core = Core({"new": {}, "broken": {}, "old": {}}, "here", lambda _: "3.11")
+    new, broken, old = rig.core.pools.values()
+    new.python, broken.python, old.python, broken.broken = "3.12", "3.11", "3.11", True
+    rig.accept()
+    rig.accept(pool="new")
+    assert [len(pool.queue) for pool in (new, broken, old)] == [1, 0, 1]
+    old.python = "3.13"
+    (waiting,) = rig.accept()
+    assert [len(pool.queue) for pool in (new, broken, old)] == [1, 1, 1]
+    broken.python, broken.broken = "", False
+    rig.core.cancel([waiting.id], NOW)
+    assert len(broken.queue) == 0

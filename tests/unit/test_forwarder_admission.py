@@ -15,6 +15,7 @@ from funcmq.broker.messages import (
     Inline,
     Options,
     Outcome,
+    PoolStatus,
     Results,
     Signature,
     Signed,
@@ -172,3 +173,23 @@ def test_a_zombies_heartbeat_does_not_replace_a_later_epochs() -> None:
     sign_ = live.sign(ENDPOINT)
     assert sign_ is not None
     assert sign_.heartbeat.host == "new"
+
+
+def test_a_function_of_another_python_is_refused_while_that_is_known() -> None:
+    """A pool's Python of the last heartbeat decides; any that fits is enough, and where none is known the worker decides."""
+
+    def pool(name: str, python: str) -> PoolStatus:
+        return PoolStatus(name, "local", 1, 0, 1, 1, {"python": python} if python else {})
+
+    def judged(*pools: PoolStatus, needs: str = "3.11", chosen: str = "") -> list[str]:
+        bundle = admission.read(sign(make_work(options=[Options(not_after=NOW + 1000, pool=chosen)])))
+        verdicts = admission.judge(bundle, facts(pythons={FUNCTION.id: needs}, pools=pools))
+        return [f"{verdict.code} {verdict.message} {verdict.hint}" for verdict in verdicts]
+
+    old, new, unknown = pool("old", "3.11.2"), pool("new", "3.12.1"), pool("unknown", "")
+    assert (
+        judged(old) == judged(old, new) == judged(new, unknown) == judged() == judged(new, needs="") == judged(new, old, chosen="old") == []
+    )
+    (said,) = judged(old, new, chosen="new")
+    for part in ("EnvironmentMismatch", "f was made by Python 3.11", "the pool new of lab has Python 3.12.1", "python=3.12"):
+        assert part in said
