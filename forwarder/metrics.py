@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector as Source
-from sqlalchemy import Table, func, select
+from sqlalchemy import ColumnElement, Table, TextClause, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker.link import Link
@@ -22,7 +22,7 @@ from funcmq.forwarder.collector import Collector
 from funcmq.forwarder.database import Database
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.sender import Sender
-from funcmq.forwarder.tables import PENDING, bundles, endpoints, metadata, sessions
+from funcmq.forwarder.tables import PENDING, bundles, claims, dead_letters, endpoints, sessions
 from funcmq.forwarder.tally import Submitted
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,7 +53,8 @@ class _Stored:
     endpoints: int
     sessions: int
     waiting: int
-    tables: dict[str, int]
+    dead: int
+    claims: dict[str, int]
 
 
 class Metrics:
@@ -102,22 +103,17 @@ def _registry(source: Source) -> CollectorRegistry:
 
 
 async def _count(connection: AsyncConnection) -> _Stored:
-    async def number(query: object) -> int:
-        return int((await connection.execute(query)).scalar_one())  # type: ignore[call-overload]
+    async def number(table: Table, *conditions: ColumnElement[bool] | TextClause) -> int:
+        return int((await connection.execute(select(func.count()).select_from(table).where(*conditions))).scalar_one())
 
-    def rows(table: Table) -> object:
-        return select(func.count()).select_from(table)
-
+    held = select(claims.c.kind, func.count().label("rows")).where(claims.c.claimant != "").group_by(claims.c.kind)
     return _Stored(
-        endpoints=await number(select(func.count()).where(endpoints.c.deleted == 0)),
-        sessions=await number(rows(sessions)),
-        waiting=await number(select(func.count()).select_from(bundles).where(PENDING)),
-        tables={name: await number(rows(metadata.tables[table])) for name, table in STORED.items() if table in metadata.tables},
+        endpoints=await number(endpoints, endpoints.c.deleted == 0),
+        sessions=await number(sessions),
+        waiting=await number(bundles, PENDING),
+        dead=await number(dead_letters),
+        claims={row.kind: row.rows for row in await connection.execute(held)},
     )
-
-
-STORED = {"claims": "claims", "dead_letters": "dead_letters"}
-"""Metric → table whose rows it counts."""
 
 
 class _Now(Source):
@@ -163,8 +159,11 @@ class _Now(Source):
         yield _gauge("endpoints_registered", "Endpoints in the store.", stored.endpoints)
         yield _gauge("sessions", "Result streams of clients.", stored.sessions)
         yield _gauge("bundles_waiting", "Bundles that no endpoint has received yet.", stored.waiting)
-        for name, rows in stored.tables.items():
-            yield _gauge(name, f"Rows of {STORED[name]}.", rows)
+        yield _gauge("dead_letters", "What could not be delivered: `funcmq dead list`.", stored.dead)
+        held = GaugeMetricFamily("funcmq_claims", "Work that some front door has claimed, by kind.", labels=["kind"])
+        for kind, rows in sorted(stored.claims.items()):
+            held.add_metric([kind], rows)
+        yield held
 
 
 def _gauge(name: str, says: str, value: float) -> Metric:

@@ -191,6 +191,7 @@ async def test_the_numbers_count_what_happened(rabbitmq: Node, tmp_path: Path) -
         assert found["funcmq_endpoints_online"] == found["funcmq_endpoints_registered"] == 1
         assert found["funcmq_sessions"] == 1
         assert found["funcmq_store_up"] == 1
+        assert found["funcmq_dead_letters"] == 0
         assert found["funcmq_transaction_operations_count"] > 3
         assert found["funcmq_result_conflicts_total"] == 0
         assert found["funcmq_results_stored_total"] == 0
