@@ -91,7 +91,8 @@ async def open_connection(login: str, name: str, how: TransportFactory) -> Abstr
     connection = aio_pika.Connection(URL(login), client_properties=properties, heartbeat=HEARTBEAT_S)
     connection.kwargs["transport_factory"] = how  # aio-pika passes it on to aiormq, but lets no caller of its own name it
     try:
-        await connection.connect(timeout=CONNECT_S)
+        async with asyncio.timeout(CONNECT_S):  # aio-pika's own limit leaves out what it waits for after the handshake
+            await connection.connect()
     except BaseException:
         await close(connection)
         raise

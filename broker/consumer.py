@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("funcmq.link")
 
+ANSWER_S = 30.0
+"""How long an ack may take to leave: aiormq would wait for ever at the full queue of a connection that is gone."""
+
 
 @dataclass(slots=True)
 class Delivery:
@@ -43,12 +46,14 @@ class Delivery:
     async def ack(self) -> None:
         """It is safe elsewhere now: the broker may forget it."""
         with contextlib.suppress(*LOST):
-            await self._message.ack()
+            async with within(ANSWER_S):
+                await self._message.ack()
 
     async def reject(self, *, requeue: bool = False) -> None:
         """To the dead letters of its queue, or back to its head."""
         with contextlib.suppress(*LOST):
-            await self._message.reject(requeue=requeue)
+            async with within(ANSWER_S):
+                await self._message.reject(requeue=requeue)
 
 
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -62,14 +67,20 @@ class Consumer:
         self.ready = asyncio.Event()
         """Set while the broker delivers to this consumer."""
         self._link, self._handler, self._prefetch = link, handler, prefetch
+        self._ended = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"consume {queue}")
 
     async def cancel(self) -> None:
         """Stop; what was delivered and not acked goes back to the queue."""
         self._link.drop(self)
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.exception()  # the link had ended before; it has told its owner why
+
+    def interrupt(self) -> None:
+        """The link is down: what was subscribed there is no more, whether aio-pika says so or not."""
+        self._ended.set()
 
     async def _run(self) -> None:
         backoff = Backoff()
@@ -89,7 +100,7 @@ class Consumer:
             await backoff.wait()
 
     async def _subscribe(self) -> None:
-        ended = asyncio.Event()
+        ended = self._ended = asyncio.Event()
         channel = await self._link.open_channel()
         try:
             channel.close_callbacks.add(lambda *_: ended.set())

@@ -104,7 +104,8 @@ class Link:
         finally:
             up.cancel()
         if self._task.done() and not self._up.is_set():
-            self._task.result()
+            if not self._task.cancelled():
+                self._task.result()
             raise Unreachable("The link to the broker is closed.")
 
     async def ended(self) -> None:
@@ -267,8 +268,13 @@ class Link:
         try:
             async with within(None), contextlib.AsyncExitStack() as stack:
                 self._user = broker.user
-                self._consuming = await self._connect(stack, broker, route, "consumes", lost)
-                self._publishing = await self._connect(stack, broker, route, "publishes", lost)
+                ways = [await stack.enter_async_context(route.dial(route.url)) for _ in range(2)]
+                opened: list[AbstractConnection] = []
+                stack.push_async_callback(_close_all, opened)
+                for how, verb in zip(ways, ("consumes", "publishes"), strict=True):
+                    opened.append(await open_connection(broker.login(route.url), f"{self._name} {verb}", how))
+                    _tell(opened[-1], lost)
+                self._consuming, self._publishing = opened
                 stack.callback(self._down)
                 if self._on_up is not None:
                     await self._on_up(self)
@@ -300,17 +306,23 @@ class Link:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
-    async def _connect(
-        self, stack: contextlib.AsyncExitStack, broker: Broker, route: Route, verb: str, lost: asyncio.Event
-    ) -> AbstractConnection:
-        how = await stack.enter_async_context(route.dial(route.url))
-        connection = await open_connection(broker.login(route.url), f"{self._name} {verb}", how)
-        stack.push_async_callback(close, connection)
-        connection.close_callbacks.add(lambda *_: lost.set())
-        if gone(connection):  # it may have ended before anybody could ask to be told
-            raise ConnectionError("the connection was closed")
-        return connection
-
     def _down(self) -> None:
         self._up.clear()
+        for consumer in self._consumers:
+            consumer.interrupt()
         self._consuming = self._publishing = self._publisher = self._confirmed = None
+
+
+def _tell(connection: AbstractConnection, lost: asyncio.Event) -> None:
+    """Have the event set when the connection ends.
+
+    :raises ConnectionError: it has ended before anybody could ask to be told.
+    """
+    connection.close_callbacks.add(lambda *_: lost.set())
+    if gone(connection):
+        raise ConnectionError("the connection was closed")
+
+
+async def _close_all(connections: list[AbstractConnection]) -> None:
+    """At once, because each may take its time where the wire is dead."""
+    await asyncio.gather(*(close(connection) for connection in connections))

@@ -45,8 +45,8 @@ async def carry(socket: WebSocket, reader: asyncio.StreamReader, writer: asyncio
     finally:
         for task in tasks:
             task.cancel()
+        writer.close()  # before anything is awaited: a cancel may come here too
         await asyncio.gather(*tasks, return_exceptions=True)
-        writer.close()
 
 
 async def _outward(reader: asyncio.StreamReader, socket: WebSocket) -> str:

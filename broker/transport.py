@@ -25,10 +25,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import aiormq
 from aiormq.connection import TransportFactory
 from yarl import URL
 
-from funcmq.broker.connection import LOST, Broker, Dialler, close, direct, open_connection, say, within
+from funcmq.broker.connection import LOST, Broker, Dialler, close, direct, heed_cancel, open_connection, say, within
 from funcmq.broker.errors import ConfigurationError
 from funcmq.broker.http import Api
 from funcmq.broker.tunnel import Tunnel
@@ -182,6 +183,7 @@ class Ways:
                 if await self._look(broker.login(url), url):
                     self._choice.worked(Way.DIRECT)
                     return
+                heed_cancel()
             self._choice.failed(Way.DIRECT, time.monotonic())
         await asyncio.Event().wait()
 
@@ -189,7 +191,7 @@ class Ways:
         try:
             async with within(None):
                 await close(await open_connection(login, "looks for the direct way", _Patient(ANSWER_S)))
-        except LOST as silent:
+        except (*LOST, aiormq.exceptions.AMQPError) as silent:  # also if it refuses us: then the tunnel would have been as good
             log.debug("%s does not answer: %s", url, say(silent))
             return False
         log.info("%s answers: the link goes back to it", url)
