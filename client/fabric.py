@@ -269,6 +269,7 @@ class Fabric:
             reader.unknown.put_nowait((future, task))
         names = Names(front, self.functions)
         canceller = Canceller(front, self.inbox, self.trouble)
+        reader.cancel = canceller.want
         parts = Parts(front, identity, directory, listener, self._bundler, self.inbox, self.functions, names, self.trouble)
         sender = Sender(parts, lambda bundle: canceller.accepted(bundle.futures), reader.moved)
         reasons = Reasons(front, self.inbox, directory, self.trouble)

@@ -51,6 +51,8 @@ class Reader:
     def __init__(self, front: Api, inbox: Inbox, directory: Directory, ended: Callable[[], None]) -> None:
         self._front, self._inbox, self._directory, self._ended = front, inbox, directory, ended
         self.listener: Listener | None = None
+        self.cancel: Callable[[TaskFuture[Any]], None] = lambda _: None
+        """Called with futures that were to be cancelled before it was known here what they stand for."""
         self.unknown: asyncio.Queue[tuple[TaskFuture[Any], str]] = asyncio.Queue()
         """Futures of which only the task's id is known, and that id, which may be short."""
 
@@ -155,6 +157,8 @@ class Reader:
             return False
         await self._directory.meet(found.endpoint)
         self._inbox.expect(future)
+        if future.cancel_wanted:
+            self.cancel(future)
         return True
 
 

@@ -1,18 +1,20 @@
 """Laws of a client whose fabric fails it."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from funcmq import Client, TaskFuture
-from funcmq.broker import codec, topology, values
+from funcmq import Client, TaskFuture, errors
+from funcmq.broker import api, codec, topology, values
 from funcmq.broker.connection import Broker
+from funcmq.broker.http import Api
 from funcmq.broker.ids import new_hex
 from funcmq.broker.link import Link
 from funcmq.broker.messages import Outcome, Results
 from funcmq.broker.signing import RESULTS, PrivateKey
 from funcmq.dev.stack import Stack
-from tests.client_rig import LIMIT_S, double, nap
+from tests.client_rig import LIMIT_S, double, hold, nap
 from tests.proxy import proxy
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("configured")]
@@ -76,3 +78,43 @@ async def test_a_forged_result_is_refused(stack: Stack, fx: Client) -> None:
         await asyncio.sleep(0.01)
     assert not task.done()
     assert await task == 1.5
+
+
+async def own_token(stack: Stack, days: float = 1.0) -> tuple[str, str]:
+    """A token of this user and its id."""
+    async with Api(stack.url, stack.token) as front:
+        answer = await front.call("POST", "/tokens", api.TokenRequest(comment="short", days=days), api.TokenAnswer)
+    return answer.id, answer.token
+
+
+async def test_a_revoked_token_ends_all_waits(fx: Client, stack: Stack, tmp_path: Path) -> None:
+    """Whoever waits hears NotLoggedIn soon, with the task that goes on, instead of waiting for ever; the next client sees its result."""
+    identifier, token = await own_token(stack)
+    async with Client(token=token) as other:
+        waiting = [other.submit(hold, str(tmp_path)), other.submit(hold, str(tmp_path))]
+        await other.flush()
+        async with Api(stack.url, stack.token) as front:
+            await front.tell("DELETE", f"/tokens/{identifier}")
+        outcomes = await other.gather(waiting, errors="return")
+        assert [type(outcome) for outcome in outcomes] == [errors.NotLoggedIn] * 2
+        assert waiting[0].id in "".join(outcomes[0].__notes__)
+        assert waiting[0].state != "failed"
+        with pytest.raises(errors.NotLoggedIn):
+            await other.submit(double, 1)
+    (tmp_path / "go").touch()
+    assert await fx.task(waiting[0].id) is None
+
+
+async def test_an_expired_token_ends_all_waits(fx: Client, stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The next look at the store says so, though the stream still stands."""
+    monkeypatch.setattr("funcmq.client.reader.SWEEP_S", 0.5)
+    _, token = await own_token(stack, days=2 / 86400)
+    async with Client(token=token) as other:
+        waiting = other.submit(hold, str(tmp_path))
+        await other.flush()
+        with pytest.raises(errors.NotLoggedIn):
+            await waiting
+    again = fx.task(waiting.id)
+    assert again.cancel() is False
+    with pytest.raises(errors.TaskCancelled):
+        await again

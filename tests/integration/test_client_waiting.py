@@ -1,6 +1,9 @@
 """Laws of waiting, cancelling and leaving."""
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -85,3 +88,47 @@ async def test_a_notebook_needs_no_with() -> None:
     assert await fx.submit(double, 3) == 6
     assert [one async for one in fx.map(double, [1])] == [2]
     await fx._connection.leave(1)
+
+
+async def script(text: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(text)]
+    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+
+
+async def test_a_client_left_open_is_quiet(configured: None) -> None:
+    """A program that forgets to leave its client or executor ends with its own words only."""
+    program = """
+        import asyncio
+        from funcmq import Client, Executor
+        async def main():
+            fx = Client()
+            print(await fx.submit(abs, -1))
+            fx.submit(abs, -2)
+            await fx.flush()
+        asyncio.run(main())
+        ex = Executor()
+        print(ex.submit(abs, -3).result())
+        ex.submit(abs, -4)
+    """
+    ran = await script(program)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "1\n3\n", "")
+
+
+async def test_ctrl_c_in_a_client_says_how_to_attach(fx: Client) -> None:
+    """An interrupted `async with Client()` prints the group and the line with which its tasks are seen again."""
+    program = """
+        import asyncio, os, signal, time
+        from funcmq import Client
+        async def main():
+            async with Client() as fx:
+                task = fx.submit(time.sleep, 2)
+                await fx.flush()
+                print(fx.group, flush=True)
+                os.kill(os.getpid(), signal.SIGINT)
+                await task
+        asyncio.run(main())
+    """
+    ran = await script(program)
+    group = ran.stdout.strip()
+    assert f"attach({group!r})" in ran.stderr
+    assert [await task async for task in fx.attach(group)] == [None]
