@@ -23,10 +23,10 @@ CONFIRM_S = 15.0
 """How long a submission waits for the broker; well under the reconciler's 60 s."""
 
 _ACCEPTED: ColumnElement[int] = literal_column(str(int(State.ACCEPTED)))
-_PUBLISHED = Prepared(
-    "state published seq",
-    lambda _: bundles.update().where(bundles.c.seq == bindparam("seq_"), bundles.c.state == _ACCEPTED).values(values("state published")),
-)
+_SENT = (bundles.c.seq == bindparam("seq_"), bundles.c.dispatches == bindparam("dispatches_"))
+_SINCE = (bundles.c.state == _ACCEPTED, bundles.c.tried > literal_column("0"))
+"""Not when it is to be sent once more already: whoever wants that sets `tried` to 0."""
+_PUBLISHED = Prepared("state published seq dispatches", lambda _: bundles.update().where(*_SENT, *_SINCE).values(values("state published")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Sender:
             raise Busy(f"The broker did not confirm: {unconfirmed.message}", retry_after=1.0) from unconfirmed
         self.sent += 1
         self.sent_again += sending.dispatch > 1
-        self._write.later(_PUBLISHED, (int(State.PUBLISHED), now_ms(), sending.seq))
+        self._write.later(_PUBLISHED, (int(State.PUBLISHED), now_ms(), sending.seq, sending.dispatch))
 
     async def cancel(self, endpoint: str, tasks: list[bytes]) -> None:
         """Ask an endpoint to end these tasks.
