@@ -139,6 +139,8 @@ def _submodules(function: FunctionType, loads: list[str]) -> Iterator[str]:
     """Imports of modules that the function reaches through their packages: `xml.etree` of `import xml.etree`."""
     names = global_names(function.__code__)
     for package in [value for name in loads if isinstance(value := function.__globals__.get(name), ModuleType)]:
+        if not hasattr(package, "__path__"):
+            continue
         prefix = package.__name__ + "."
         for module in list(sys.modules):
             if module.startswith(prefix) and names.issuperset(module[len(prefix) :].split(".")):
@@ -154,14 +156,20 @@ def _definition(function: FunctionType) -> str:
     if {name for name in function.__dict__ if name != "__wrapped__"}:
         raise NoProgram(f"{_it(function)} has attributes")
     text = _text(function)
-    node = ast.parse(text).body[0]
-    assert isinstance(node, _Definition), "_text has seen to that"
+    node = _parsed(text)
     lines = text.encode().splitlines(keepends=True)
     for at, value in sorted(_defaults(node, function), key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True):
         _replace(lines, at, value)
     for index in range(node.lineno - 1):
         lines[index] = b"# " + lines[index]
     return b"".join(lines).decode()
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> _Definition:
+    node = ast.parse(text).body[0]
+    assert isinstance(node, _Definition), "_text has seen to that"
+    return node
 
 
 def _defaults(node: _Definition, function: FunctionType) -> Iterator[tuple[ast.expr, str]]:

@@ -16,7 +16,7 @@ WORKERS = 2
 """Of an endpoint, where a test does not need more."""
 
 
-SHARED = ("wide", "stack", "rabbitmq", "postgres")
+SHARED = ("other", "wide", "stack", "rabbitmq", "postgres")
 """Fixtures that take seconds to start: tests that use one of them run in one process, so that it starts once."""
 
 
