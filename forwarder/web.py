@@ -21,6 +21,7 @@ from funcmq.broker import api, releases
 from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotAllowed, NotFound, NotLoggedIn, PayloadTooLarge
 from funcmq.broker.messages import MAX_INLINE
 from funcmq.forwarder.people import Caller
+from funcmq.forwarder.writer import explain
 
 log = logging.getLogger("funcmq.http")
 
@@ -197,11 +198,14 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     parts, size = [], 0
-    async for part in request.content.iter_any():
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-        parts.append(part)
+    try:
+        async for part in request.content.iter_any():
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+    except (ConnectionError, web.RequestPayloadError):
+        raise web.HTTPBadRequest(reason="The body ended too early or is not encoded as its headers say.") from None
     return b"".join(parts)
 
 
@@ -244,9 +248,10 @@ async def _speak_errors(request: web.Request, handler: Callable[[web.Request], A
         return _refuse(request, error, error.http)
     except web.HTTPException as error:
         return _refuse(request, _named(error, request), error.status, dict(_allow(error)))
-    except (ConnectionError, web.RequestPayloadError):
-        return _refuse(request, InvalidRequest("The body ended too early or is not encoded as its headers say."), 400)
-    except Exception:
+    except Exception as broken:
+        known = explain(broken)  # the database is away or full: the caller may try again
+        if isinstance(known, FuncmqError):
+            return _refuse(request, known, known.http)
         log.exception("%s %s failed", request.method, request.path, extra={"action": "request_failed"})
         said = f"The front door failed at {request.method} {request.path[:200]}."
         return _refuse(request, FuncmqError(said, hint="Its log says why; it may have been carried out or not."), 500)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sqlite3  # statements that go straight to its driver raise its own errors
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +172,8 @@ def _fail(request: _Request[Any], error: Exception) -> None:
 
 def explain(error: Exception) -> Exception:
     """The named error behind a database's own."""
-    if isinstance(error, FuncmqError) or not isinstance(error, (DBAPIError, OSError)):
+    of_driver = isinstance(error, (DBAPIError, sqlite3.Error, OSError)) or type(error).__module__.startswith("asyncpg.")
+    if isinstance(error, FuncmqError) or not of_driver:  # while PostgreSQL starts, asyncpg's errors come as they are
         return error
     text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     if "full" in text.lower() or "no space" in text.lower():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 
 import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
+from asyncpg.exceptions import CannotConnectNowError
 
 from funcmq.broker import api
 from funcmq.broker.errors import TABLE, Busy, NotLoggedIn
@@ -168,3 +170,34 @@ def test_every_route_is_described_once() -> None:
     routes = [route for routes in TABLES for route in routes]
     assert len({(route.method, route.path) for route in routes}) == len(routes)
     assert all(route.handler.__doc__ for route in routes)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("broken", "status", "code"),
+    [
+        (ConnectionRefusedError("database"), 503, "Busy"),
+        (sqlite3.OperationalError("database or disk is full"), 507, "StorageFull"),
+        (sqlite3.OperationalError("disk I/O error"), 503, "Busy"),
+        (CannotConnectNowError("the database system is starting up"), 503, "Busy"),
+    ],
+)
+async def test_a_database_that_is_away_is_no_fault_of_the_caller(broken: Exception, status: int, code: str) -> None:
+    """Whatever its driver raises within a request: 503 or 507, so that the caller tries again, never a 4xx, never a 500."""
+    routes = Routes()
+
+    @routes("POST /tasks", request=api.UserRequest)
+    async def fail(_: None, call: Call[api.UserRequest]) -> None:
+        raise broken
+
+    async with served(routes) as url:
+        answer = await ask(url, "POST", "/tasks", json={"name": "x"})
+        assert (answer[0], answer[1]["error"]["code"]) == (status, code)  # type: ignore[index]
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_ends_too_early_is_the_callers_fault() -> None:
+    """400 InvalidRequest, where the encoding of the body is not what its headers say."""
+    async with served(table()) as url:
+        status, body, _ = await ask(url, "POST", "/echo", data=b"no gzip", headers={"Content-Encoding": "gzip"})
+        assert (status, body["error"]["code"]) == (400, "InvalidRequest")  # type: ignore[index]
