@@ -209,3 +209,22 @@ asyncio.run(main())
     held = {identifier.hex() for identifier in await states(journal)}
     journal.close()
     assert set(told) <= held, json.dumps(sorted(set(told) - held))
+
+
+async def test_a_full_disk_fails_the_commit_and_nothing_else(tmp_path: Path) -> None:
+    """What does not fit is StorageFull with a remedy and leaves no trace; what was there stays; with space again the same goes in."""
+    ids = [new_id() for _ in range(2)]
+    journal = open_journal(tmp_path)
+    await journal.commit(accept(ids[:1]))
+    large = Accept("two", bytes(100_000), 5, [0], ids[1], 10)
+    journal._database.execute("PRAGMA max_page_count = 1")  # as many as it has: to SQLite the disk is full then
+    with pytest.raises(StorageFull, match="cannot be written") as full:
+        await journal.commit(large)
+    assert "space" in full.value.hint
+    assert set(await states(journal)) == {ids[0]}
+    journal._database.execute("PRAGMA max_page_count = 1000000")
+    assert await journal.commit(large) == [[0]]
+    journal.close()
+    journal = open_journal(tmp_path)
+    assert set(await states(journal)) == set(ids)
+    journal.close()
