@@ -26,12 +26,15 @@ from funcmq.broker.connection import CONNECT_S, LOST, Backoff, Broker, close, go
 from funcmq.broker.consumer import Consumer, Handler
 from funcmq.broker.errors import Busy, FuncmqError, InvalidRequest, NotFound, Unreachable
 from funcmq.broker.ids import new_hex
-from funcmq.broker.topology import Topology
+from funcmq.broker.topology import Queue, Topology
 from funcmq.broker.transport import Route, Way, Ways
 
 log = logging.getLogger("funcmq.link")
 
 CONFIRM_S = 30.0
+LEAVE_S = 5.0
+HOME_AWAY = "is down or inaccessible"
+"""RabbitMQ's words for a durable classic queue that lives on a node which is down: nobody can declare or use it until that is back."""
 
 
 class Link:
@@ -58,6 +61,8 @@ class Link:
         self._publishing: AbstractConnection | None = None
         self._publisher: AbstractChannel | None = None
         self._confirmed: AbstractUnderlayChannel | None = None
+        self._opened = 0.0
+        self._left: list[tuple[float, AbstractChannel]] = []
         self._opening = asyncio.Lock()
         self._consumers: list[Consumer] = []
         self._task: asyncio.Task[None] | None = None
@@ -137,11 +142,12 @@ class Link:
                 f"No queue takes messages for {key!r} on the exchange {exchange!r}.", hint="It is made again when its owner connects."
             ) from None
         except aiormq.exceptions.DeliveryError:
+            self._leave(channel)
             raise Busy(f"The broker refused a message for {key!r}: its queue is full, or most of its nodes are away.") from None
         except TimeoutError:
             if self.blocked:
                 raise Busy("The broker is short of memory or disk and takes no messages now.") from None
-            await self._leave(channel)
+            self._leave(channel)
             raise Unreachable(f"The broker did not confirm within {timeout:g} s.", hint="Its state is unknown; send it again.") from None
         except LOST as lost:
             raise Unreachable(f"The connection to the broker was lost: {say(lost)}.", hint="Its state is unknown; send it again.") from None
@@ -158,7 +164,7 @@ class Link:
             self._consumers.remove(consumer)
 
     async def declare(self, topology: Topology) -> None:
-        """Make exchanges, queues and bindings that do not exist yet.
+        """Make exchanges, queues and bindings that do not exist yet.  A classic queue whose node of a cluster is down exists, and is left.
 
         :raises Unreachable: no connection, or it went away meanwhile.
         :raises InvalidRequest: one exists with other arguments, or this user may not.
@@ -166,10 +172,17 @@ class Link:
         async with self._administer() as channel:
             for exchange in topology.exchanges:
                 await channel.declare_exchange(exchange.name, exchange.type, durable=True, timeout=CONNECT_S)
-            for queue in topology.queues:
-                declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments), timeout=CONNECT_S)
-                for name, key in queue.bindings:
-                    await declared.bind(name, key, timeout=CONNECT_S)
+        ahead = list(topology.queues)
+        while ahead:
+            try:
+                async with self._administer() as channel:
+                    while ahead:
+                        await _declare(channel, ahead[0])
+                        del ahead[0]
+            except InvalidRequest as refused:
+                if HOME_AWAY not in refused.message:
+                    raise
+                log.warning("the queue %s is away with its node of the cluster", ahead.pop(0).name, extra={"action": "queue_away"})
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
         """Bind a queue that exists.
@@ -226,15 +239,28 @@ class Link:
                     raise ConnectionError("not connected")
                 channel = await self._publishing.channel(publisher_confirms=True, on_return_raises=True)
                 self._publisher, self._confirmed = channel, await channel.get_underlay_channel()
+                self._opened = time.monotonic()
+                await self._close_left()
             return self._confirmed
 
-    async def _leave(self, channel: AbstractUnderlayChannel | None) -> None:
-        """Publish on another channel from now on.  When a queue changes its leader under a channel, RabbitMQ may confirm nothing there any
-        more, for as long as the channel lives (seen with 3.10, node killed); what waits on it raises Unreachable.
+    async def _close_left(self) -> None:
+        """Close channels on which nobody can wait any more."""
+        done = [channel for left, channel in self._left if time.monotonic() - left > CONFIRM_S]
+        self._left = [entry for entry in self._left if entry[1] not in done]
+        for channel in done:
+            await close(channel)
+
+    def _leave(self, channel: AbstractUnderlayChannel | None) -> None:
+        """Publish on another channel from now on.  Where a queue's leader was lost with its node, RabbitMQ may refuse or never confirm
+        whatever comes on a channel that was opened meanwhile, for as long as that lives (seen with 3.10).  Others may still wait on it: it
+        is closed later.  Not more often than every LEAVE_S, because a queue that is really full refuses too.
         """
-        if channel is not None and channel is self._confirmed and self._publisher is not None:
-            stale, self._publisher, self._confirmed = self._publisher, None, None
-            await close(stale)
+        now = time.monotonic()
+        if channel is None or channel is not self._confirmed or now - self._opened < LEAVE_S:
+            return
+        assert self._publisher is not None, "it is set with _confirmed"
+        self._left.append((now, self._publisher))
+        self._publisher = self._confirmed = None
 
     async def _run(self) -> None:
         backoff = Backoff()
@@ -311,6 +337,7 @@ class Link:
         for consumer in self._consumers:
             consumer.interrupt()
         self._consuming = self._publishing = self._publisher = self._confirmed = None
+        self._left.clear()
 
 
 def _tell(connection: AbstractConnection, lost: asyncio.Event) -> None:
@@ -321,6 +348,12 @@ def _tell(connection: AbstractConnection, lost: asyncio.Event) -> None:
     connection.close_callbacks.add(lambda *_: lost.set())
     if gone(connection):
         raise ConnectionError("the connection was closed")
+
+
+async def _declare(channel: AbstractChannel, queue: Queue) -> None:
+    declared = await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments), timeout=CONNECT_S)
+    for name, key in queue.bindings:
+        await declared.bind(name, key, timeout=CONNECT_S)
 
 
 async def _close_all(connections: list[AbstractConnection]) -> None:

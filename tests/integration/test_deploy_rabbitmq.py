@@ -164,10 +164,13 @@ async def test_a_cluster_outlives_a_node() -> None:
         async def credentials() -> Broker:
             return next(answers, broker)
 
-        async with Link("test", credentials) as link:
-            await link.ready()
+        async def declare(link: Link) -> None:
+            """After every connect, as the front door does, whatever node is away."""
             await link.declare(topology.fixed())
             await link.declare(topology.endpoint(endpoint))
+
+        async with Link("test", credentials, on_up=declare) as link:
+            await link.ready()
             flow = _Flow(link, endpoint)
             link.consume(topology.tasks_queue(endpoint), flow.take)
             await flow.send(100)
