@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,9 +14,13 @@ import pytest
 from funcmq.broker.connection import Broker
 from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import Busy, Unreachable
+from funcmq.broker.http import Api
 from funcmq.broker.ids import new_hex
 from funcmq.broker.link import Link
 from funcmq.broker.topology import Exchange, Queue, Topology
+from funcmq.broker.transport import Choice, Way, Ways
+from funcmq.broker.tunnel import Tunnel
+from tests.forwarder_rig import Fabric, sqlite_url
 from tests.proxy import Proxy, proxy
 
 PUBLISHERS = 20
@@ -76,32 +81,37 @@ class Traffic:
             await self.arrived.wait()
 
 
-async def stress(broker: Broker, seed: int, turns: int) -> int:
+async def stress(link: Link, wire: Proxy, seed: int, turns: int) -> int:
     """Publish and consume while there is trouble; returns how many messages passed.  Raises TimeoutError where something hangs."""
+    traffic = Traffic(link)
+    queue = Queue(traffic.name, {"x-queue-type": "quorum"}, ((traffic.name, "k"),))
+    await link.declare(Topology((Exchange(traffic.name, "direct"),), (queue,)))
+    link.consume(traffic.name, traffic.take)
+    async with asyncio.TaskGroup() as group:
+        publishers = [group.create_task(traffic.publish(number)) for number in range(PUBLISHERS)]
+        await trouble(wire, random.Random(seed), turns)
+        traffic.enough.set()
+        async with asyncio.timeout(QUIET_S):
+            await asyncio.wait(publishers)
+            await traffic.all_arrived()
+    await link.delete(Topology(queues=(queue,)))
+    return len(traffic.confirmed)
+
+
+async def stress_port(broker: Broker, seed: int, turns: int) -> int:
+    """As `stress`, on the wire to the broker's own port."""
 
     async def ask() -> Broker:
         return Broker((f"amqp://127.0.0.1:{wire.port}/",), broker.user, broker.password)
 
     async with proxy(urlsplit(broker.urls[0]).port or 0) as wire, Link("stress", ask) as link:
-        traffic = Traffic(link)
-        queue = Queue(traffic.name, {"x-queue-type": "quorum"}, ((traffic.name, "k"),))
-        await link.declare(Topology((Exchange(traffic.name, "direct"),), (queue,)))
-        link.consume(traffic.name, traffic.take)
-        async with asyncio.TaskGroup() as group:
-            publishers = [group.create_task(traffic.publish(number)) for number in range(PUBLISHERS)]
-            await trouble(wire, random.Random(seed), turns)
-            traffic.enough.set()
-            async with asyncio.timeout(QUIET_S):
-                await asyncio.wait(publishers)
-                await traffic.all_arrived()
-        await link.delete(Topology(queues=(queue,)))
-        return len(traffic.confirmed)
+        return await stress(link, wire, seed, turns)
 
 
 @pytest.mark.asyncio
 async def test_a_bad_wire_hangs_nobody_and_loses_nothing(broker: Broker) -> None:
     """Whenever the wire is cut, refused or swallowed: afterwards every publish is confirmed, and all that was confirmed arrives."""
-    assert await stress(broker, 1, 20) > PUBLISHERS
+    assert await stress_port(broker, 1, 20) > PUBLISHERS
 
 
 @pytest.mark.long
@@ -110,4 +120,29 @@ async def test_a_bad_wire_hangs_nobody_and_loses_nothing(broker: Broker) -> None
 @pytest.mark.parametrize("seed", range(2, 12))
 async def test_a_bad_wire_for_long(broker: Broker, seed: int) -> None:
     """The same, with ten other seeds and longer."""
-    assert await stress(broker, seed, 150) > PUBLISHERS
+    assert await stress_port(broker, seed, 150) > PUBLISHERS
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """One kind of database is enough here."""
+    return sqlite_url(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_bad_wire_to_the_front_door(fabric: Fabric, broker: Broker, seed: int) -> None:
+    """The same through a tunnel."""
+
+    async def ask() -> Broker:
+        return broker
+
+    token = fabric.admin.api._headers["Authorization"].partition(" ")[2]
+    async with contextlib.AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(proxy(urlsplit(fabric.running.url).port or 0))
+        front = await stack.enter_async_context(Api(f"http://127.0.0.1:{wire.port}", token))
+        ways = Ways(Tunnel(front), Choice(Way.TUNNEL))
+        link = await stack.enter_async_context(Link("stress", ask, ways=ways))
+        assert await stress(link, wire, seed, 40) > PUBLISHERS
