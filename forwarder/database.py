@@ -17,15 +17,19 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from funcmq.broker.errors import AlreadyRunning, ConfigurationError
+from funcmq.broker.errors import AlreadyRunning, ConfigurationError, Unreachable
 from funcmq.forwarder import sqlite
-from funcmq.forwarder.writer import Writer
+from funcmq.forwarder.writer import Writer, explain
 
+_UPGRADES = 0x66756E63
+"""The advisory lock under which PostgreSQL's tables are upgraded: any number that nobody else takes."""
 READERS = 3
 """Connections that read at the same time."""
 
@@ -60,9 +64,19 @@ class Database:
         """Whether no other process can open it."""
         self.write = Writer(writing, in_thread=writing.dialect.name == "sqlite")
 
-    def read(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:
-        """A connection that reads what is committed; every statement sees the newest state."""
-        return self._reading.connect()
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that reads what is committed; every statement sees the newest state.
+
+        :raises Busy: the database is away; it is connected to again by itself.
+        """
+        try:
+            async with self._reading.connect() as connection:
+                yield connection
+        except Exception as failed:
+            if (known := explain(failed)) is failed:
+                raise
+            raise known from None
 
 
 @contextlib.asynccontextmanager
@@ -70,11 +84,15 @@ async def opened(url: URL) -> AsyncIterator[Database]:
     """Open, lock and (SQLite) upgrade; the writer runs until the context ends, which waits for what was handed in.
 
     :raises AlreadyRunning: another process has this SQLite file.
+    :raises ConfigurationError: a PostgreSQL database has not the tables of this release.
+    :raises Unreachable: the database does not answer.
     """
     with _locked(url):
         if url.get_backend_name() == "sqlite":
             await asyncio.to_thread(_prepare_folder, Path(url.database or ""))
             await upgrade(url)
+        else:
+            await _check_schema(url)
         writing, reading = _engine(url), _reading_engine(url)
         database = Database(writing, reading)
         task = asyncio.create_task(database.write.run(), name="writer")
@@ -88,18 +106,61 @@ async def opened(url: URL) -> AsyncIterator[Database]:
 
 
 async def upgrade(url: URL) -> None:
-    """Bring the schema to this release's, step by step; nothing happens where it is."""
+    """Bring the schema to this release's, step by step; nothing happens where it is, and two at a time wait for each other.
+
+    :raises Unreachable: the database does not answer.
+    """
+    async with _once(url) as connection:
+        if url.get_backend_name() == "postgresql":
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_UPGRADES})")
+        await connection.run_sync(_run_alembic)
+
+
+async def _check_schema(url: URL) -> None:
+    async with _once(url) as connection:
+        found = await connection.run_sync(lambda c: MigrationContext.configure(c).get_current_revision())
+    needed = ScriptDirectory.from_config(_alembic()).get_current_head()
+    if found == needed:
+        return
+    if found is not None and needed is not None and found > needed:  # they are numbers of four digits
+        raise ConfigurationError(
+            f"The database has the tables of a later release ({found}; this one knows {needed}).", hint="Upgrade this `funcmq serve`."
+        )
+    what = "no tables yet" if found is None else f"the tables of an earlier release ({found}; this one needs {needed})"
+    raise ConfigurationError(f"The database has {what}.", hint="Run once, with FUNCMQ_DATABASE_URL set as here: funcmq db upgrade")
+
+
+@contextlib.asynccontextmanager
+async def _once(url: URL) -> AsyncIterator[AsyncConnection]:
+    """A transaction on a connection of its own."""
     engine = _engine(url)
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(_run_alembic)
+            yield connection
+    except (SQLAlchemyError, OSError) as failed:
+        if not isinstance(failed, (OperationalError, InterfaceError, OSError)) and not _refused(failed):
+            raise
+        said = str(getattr(failed, "orig", None) or failed).splitlines()[0]
+        raise Unreachable(
+            f"The database at {url.host or url.database} cannot be used: {said}.", hint="Check FUNCMQ_DATABASE_URL."
+        ) from None
     finally:
         await engine.dispose()
 
 
-def _run_alembic(connection: Connection) -> None:
+def _refused(failed: Exception) -> bool:
+    """Whether PostgreSQL let nobody in: wrong password, no such database or user."""
+    return getattr(getattr(failed, "orig", failed), "sqlstate", "")[:2] in ("28", "3D")
+
+
+def _alembic() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def _run_alembic(connection: Connection) -> None:
+    config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import sqlite3  # statements that go straight to its driver raise its own errors
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from funcmq.broker.errors import Busy, FuncmqError, StorageFull
@@ -32,6 +34,8 @@ Operation = Callable[[AsyncConnection], Awaitable[T]]
 
 LONGEST_BATCH = 256
 """Operations in one transaction: what one waiter may wait for."""
+TRIES = 4
+"""How often a transaction is tried that collided with another front door's: PostgreSQL ends one of two that wait for each other."""
 LAZY_S = 0.3
 """How long rows of `later` wait for a transaction to go with."""
 
@@ -120,8 +124,18 @@ class Writer:
     async def _transact(self, operations: Sequence[Operation[Any]], rows: dict[Prepared, list[Row]]) -> list[Any]:
         """One transaction; where the driver blocks, the whole of it in one thread: one hop, however many statements."""
         if self._thread is None:
-            return await self._carry_out(operations, rows)
+            return await self._persist(operations, rows)
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: sqlite.finish(self._carry_out(operations, rows)))
+
+    async def _persist(self, operations: Sequence[Operation[Any]], rows: dict[Prepared, list[Row]]) -> list[Any]:
+        for left in reversed(range(TRIES)):
+            try:
+                return await self._carry_out(operations, rows)
+            except DBAPIError as error:
+                if not left or not collided(error):
+                    raise
+                await asyncio.sleep(random.uniform(0, 0.05))
+        raise AssertionError
 
     async def _carry_out(self, operations: Sequence[Operation[Any]], rows: dict[Prepared, list[Row]]) -> list[Any]:
         if self._connection is None or self._connection.invalidated:
@@ -170,9 +184,14 @@ def _fail(request: _Request[Any], error: Exception) -> None:
         request.done.set_exception(explain(error))
 
 
+def collided(error: DBAPIError) -> bool:
+    """Whether PostgreSQL rolled a transaction back only because of another one: deadlock, or no serial order."""
+    return getattr(error.orig, "sqlstate", "") in ("40P01", "40001")
+
+
 def explain(error: Exception) -> Exception:
     """The named error behind a database's own."""
-    of_driver = isinstance(error, (DBAPIError, sqlite3.Error, OSError)) or type(error).__module__.startswith("asyncpg.")
+    of_driver = isinstance(error, (DBAPIError, PoolTimeout, sqlite3.Error, OSError)) or type(error).__module__.startswith("asyncpg.")
     if isinstance(error, FuncmqError) or not of_driver:  # while PostgreSQL starts, asyncpg's errors come as they are
         return error
     text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
