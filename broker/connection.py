@@ -115,10 +115,12 @@ async def within(seconds: float | None) -> AsyncIterator[None]:
     """Around calls of aio-pika: they raise one of LOST, or what the broker refused; TimeoutError after so many seconds.
 
     A connection that closes without a reason rejects what waits on it with a bare `Exception`, or cancels it; both become ConnectionError.
+    A cancel that aiormq lost is raised when they are done: a task that loops around them would never end.
     """
     try:
         async with asyncio.timeout(seconds):
             yield
+        heed_cancel()
     except asyncio.CancelledError:
         heed_cancel()
         raise ConnectionError("the connection was closed") from None
