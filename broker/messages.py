@@ -316,6 +316,18 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
     text: str = ""
 
 
+class Notice(msgspec.Struct, frozen=True, array_like=True):
+    """One `funcmq serve` to all: look at the store again.  `rights` have changed, `claims` are free or there is a new endpoint, `bundles`
+    wait to be sent.  Words that a release does not know it passes over.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    v: int
+    serve: str
+    about: list[str]
+
+
 class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
     """A pool as a heartbeat tells of it: `workers` registered now, `capacity` workers it may grow to, `versions` of its interpreter,
     `reason` for not running.
@@ -375,7 +387,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, array_like=True):
         return self.python if self.kind == "pickle" else ""
 
 
-Message = Dispatch | Signed | Receipt | Running | Cancel | Stored | Order | Ask | Told | Heartbeat
+Message = Dispatch | Signed | Receipt | Running | Cancel | Stored | Order | Ask | Told | Notice | Heartbeat
 
 TYPES: dict[str, type[Any]] = {
     "bundle/1": Dispatch,
@@ -388,6 +400,7 @@ TYPES: dict[str, type[Any]] = {
     "order/1": Order,
     "ask/1": Ask,
     "told/1": Told,
+    "serve/1": Notice,
     "heartbeat/1": Heartbeat,
 }
 

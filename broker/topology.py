@@ -20,6 +20,7 @@ SERVE = "serve"
 STREAM_EXPIRES_S = 600
 STREAM_BYTES = 64 * 1024 * 1024
 CONTROL_TTL_S = 3600
+SERVE_EXPIRES_S = 60
 DELIVERY_LIMIT = 20
 
 Argument = str | int | bool
@@ -74,6 +75,10 @@ def stream_queue(session: str) -> str:
 
 def reply_queue(ask: str) -> str:
     return f"reply.{ask}"
+
+
+def serve_queue(serve: str) -> str:
+    return f"serve.{serve}"
 
 
 def results_key(endpoint: str, group: str) -> str:
@@ -156,3 +161,18 @@ def reply(ask: str, endpoint: str) -> Topology:
     """Where a front door hears one answer of one endpoint, beside its heartbeats; it goes a minute after it."""
     arguments: dict[str, Argument] = {"x-queue-type": "classic", "x-expires": 60_000, "x-max-length": 100, "x-overflow": "drop-head"}
     return Topology(queues=(Queue(reply_queue(ask), arguments, ((STATUS, endpoint),)),))
+
+
+def serve(identifier: str) -> Topology:
+    """Where one `funcmq serve` hears the others, and every heartbeat: all of it may be lost.
+
+    No exclusive queue, because those cannot be declared on one connection and consumed on another; it goes a minute after its reader.
+    """
+    arguments: dict[str, Argument] = {
+        "x-queue-type": "classic",
+        "x-expires": SERVE_EXPIRES_S * 1000,
+        "x-message-ttl": SERVE_EXPIRES_S * 1000,
+        "x-max-length": 10_000,
+        "x-overflow": "drop-head",
+    }
+    return Topology(queues=(Queue(serve_queue(identifier), arguments, ((SERVE, ""), (STATUS, "#"))),))

@@ -46,6 +46,11 @@ class Held:
     others: int
     freed: bool
 
+    @property
+    def names(self) -> int:
+        """How many claims these are."""
+        return len(self.keys) + len(self.jobs)
+
 
 def fair_share(endpoints: int, serves: int) -> int:
     """The most endpoints that one of so many serves takes."""
@@ -106,7 +111,7 @@ class Claims:
             log.warning("claims run out by themselves: %s", failed.message)
 
     async def _run_out(self) -> None:
-        if self._held.keys and time.monotonic() >= self._until:
+        if self._held.names and time.monotonic() >= self._until:
             self._held = Held({}, frozenset(), 0, freed=False)
             await self._took(self._held)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -55,8 +55,9 @@ class _Batch:
 class Collector:
     """See the module.  `watch` and `unwatch` may be called at any time on the loop that runs `run`."""
 
-    def __init__(self, database: Database, link: Link, sender: Sender, live: Live) -> None:
-        self._database, self._link, self._sender, self._live = database, link, sender, live
+    def __init__(self, database: Database, link: Link, sender: Sender, live: Live, runs: Callable[[bytes], None] = lambda _: None) -> None:
+        """:param runs: told the words of an endpoint that says what runs."""
+        self._database, self._link, self._sender, self._live, self._runs = database, link, sender, live, runs
         self._arrived: asyncio.Queue[tuple[Source, Delivery]] = asyncio.Queue()
         self._consumers: dict[str, Consumer] = {}
         self.conflicts = 0
@@ -66,6 +67,8 @@ class Collector:
 
     def watch(self, endpoint: str, key: PublicKey) -> None:
         """Take in what this endpoint reports, from now on."""
+        if endpoint in self._consumers:
+            return
         source = Source(endpoint, key)
 
         async def arrived(delivery: Delivery) -> None:
@@ -73,8 +76,17 @@ class Collector:
 
         self._consumers[endpoint] = self._link.consume(topology.results_queue(endpoint), arrived, prefetch=PREFETCH)
 
+    async def keep_to(self, keys: Mapping[str, PublicKey]) -> list[str]:
+        """Take in what these endpoints report, and no others; those that are new."""
+        fresh = [endpoint for endpoint in keys if endpoint not in self._consumers]
+        for endpoint in fresh:
+            self.watch(endpoint, keys[endpoint])
+        for endpoint in [endpoint for endpoint in self._consumers if endpoint not in keys]:
+            await self.unwatch(endpoint)
+        return fresh
+
     async def unwatch(self, endpoint: str) -> None:
-        """It is deleted: its queue goes."""
+        """Somebody else does, or it is deleted and its queue goes."""
         consumer = self._consumers.pop(endpoint, None)
         if consumer is not None:
             await consumer.cancel()
@@ -116,6 +128,7 @@ class Collector:
                 batch.receipts.append(message)
             elif isinstance(message, Running) and message.endpoint == source.endpoint:
                 self._live.started(message.tasks, message.at, now_ms(), message.host)
+                self._runs(delivery.body)
             else:
                 _warn(source, f"a {delivery.kind} has no place here")
         except FuncmqError as refused:

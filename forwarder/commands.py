@@ -28,6 +28,7 @@ log = logging.getLogger("funcmq.serve")
 @click.option("--broker-auth-host", help="Address where RabbitMQ's questions are answered (127.0.0.1); keep it private.")
 @click.option("--broker-auth-port", help="Its port (8601).")
 @click.option("--database", "database_url", help="Database URL without a password; with one, use FUNCMQ_DATABASE_URL.")
+@click.option("--only", help="Parts to run here, separated by commas: http,results,triggers (all).")
 @click.option("--code-file", help="Also write the first administrator's one-time code to this file (0600).")
 def serve(config: Path | None, **given: str | None) -> None:
     """Run the front door, the result forwarder and what belongs to them.
@@ -68,7 +69,10 @@ async def _serve(settings: ServeSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serving(settings) as running:
-        log.info("listening on %s; RabbitMQ may ask on port %d", running.url, running.auth_port, extra={"action": "listening"})
+        if running.url:
+            log.info("listening on %s; RabbitMQ may ask on port %d", running.url, running.auth_port, extra={"action": "listening"})
+        else:
+            log.info("working without a front door: %s", ", ".join(sorted(settings.only)), extra={"action": "working"})
         if running.code is not None:
             _show_code(running.code, running.url, settings.code_file)
         await _first(stop.wait, parent_gone)

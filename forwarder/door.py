@@ -21,7 +21,7 @@ from funcmq.forwarder.settings import ServeSettings
 from funcmq.forwarder.tally import Submitted
 
 TTL_S = 3.0
-"""How long another front door's revocation may stay unnoticed here; this one's own takes effect at once."""
+"""How long another front door's revocation may stay unnoticed here where its notice was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,18 @@ class Known:
     endpoint_functions: Memo[tuple[str, str], bool] = field(default_factory=lambda: Memo(3600, 100_000))
     pythons: Memo[str, str] = field(default_factory=lambda: Memo(3600, 100_000))
     watchers: list[Callable[[], None]] = field(default_factory=list)
-    """Called when rights change."""
+    """Called when rights change, here or at another front door."""
+    tellers: list[Callable[[], None]] = field(default_factory=list)
+    """Called when they change here."""
 
     def forget_rights(self) -> None:
-        """Somebody's rights changed."""
+        """Somebody's rights changed here; the other front doors are told."""
+        self.look_again()
+        for tell in self.tellers:
+            tell()
+
+    def look_again(self) -> None:
+        """Somebody's rights changed somewhere."""
         for memo in (self.callers, self.keys, self.access):
             memo.clear()
         for watcher in self.watchers:
@@ -60,9 +68,10 @@ class Known:
 class Door:
     """The parts of a front door.
 
-    :param watch: called with the id and key of every new endpoint; `unwatch` with the id of a deleted one.
+    :param watch: called with the id and key of every new endpoint, whose results somebody must take in; `unwatch` with the id of a deleted
+        one.
     :param key: signs for users without keys, where endpoints trust it; None: nothing is signed here.
-    :param send_soon: the reconciler should look now: bundles wait to be sent again.
+    :param send_soon: the reconciler, wherever it runs, should look now: bundles wait to be sent again.
     """
 
     settings: ServeSettings

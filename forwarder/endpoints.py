@@ -157,7 +157,7 @@ async def give_back(connection: AsyncConnection, endpoint: str, epoch: int | Non
 
     :raises Conflict: epoch is given and is over already.
     """
-    row = (await connection.execute(select(endpoints.c.epoch, endpoints.c.held).where(endpoints.c.id == endpoint))).one()
+    row = (await connection.execute(select(endpoints.c.epoch, endpoints.c.held).where(endpoints.c.id == endpoint).with_for_update())).one()
     if epoch is not None and epoch != row.epoch:
         raise Conflict(
             f"Epoch {epoch} of this endpoint is over; the newest is {row.epoch}.", hint="Another daemon took over.", epoch=row.epoch

@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
-from funcmq.broker import topology
 from funcmq.broker.connection import Broker
-from funcmq.broker.errors import ConfigurationError
+from funcmq.broker.errors import ConfigurationError, Conflict
 from funcmq.broker.link import Link
 from funcmq.broker.signing import PrivateKey
 from funcmq.forwarder import (
     broker_auth,
-    endpoints,
     routes_dead,
     routes_endpoints,
     routes_functions,
@@ -38,12 +38,12 @@ from funcmq.forwarder.database import Database, opened
 from funcmq.forwarder.dead import DeadLetters
 from funcmq.forwarder.door import Door
 from funcmq.forwarder.heartbeats import Heartbeats
-from funcmq.forwarder.live import Live
 from funcmq.forwarder.management import Management
 from funcmq.forwarder.metrics import Metrics, Parts
 from funcmq.forwarder.own_key import open_key
 from funcmq.forwarder.queues import Queues
 from funcmq.forwarder.reconciler import Reconciler
+from funcmq.forwarder.replica import Replica
 from funcmq.forwarder.resend import Resender
 from funcmq.forwarder.routes_amqp import Tunnels
 from funcmq.forwarder.sender import Sender
@@ -55,6 +55,9 @@ log = logging.getLogger("funcmq.serve")
 
 GRACE_S = 5.0
 """How long requests that are being answered may take at the end."""
+
+RECONCILER = "reconciler"
+"""The job that sends again and gives up; one serve of all does it."""
 
 Work = Callable[[], Coroutine[None, None, None]]
 
@@ -88,29 +91,42 @@ async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
     """
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(opened(settings.database))
-        auth = broker_auth.build(BrokerAuth(database, settings.vhost))
-        auth_port = await stack.enter_async_context(_listening(auth, settings.broker_auth_host, settings.broker_auth_port))
+        shared, http = not database.exclusive, "http" in settings.only
+        auth, auth_port = broker_auth.build(BrokerAuth(database, settings.vhost)), 0
+        if http:
+            private = _listening(auth, settings.broker_auth_host, settings.broker_auth_port, shared=shared)
+            auth_port = await stack.enter_async_context(private)
         management = Management(settings.management_url, settings.management_user, settings.management_password)
         await stack.enter_async_context(management)
         key = await asyncio.to_thread(open_key, settings.key_file)
-        link = await stack.enter_async_context(Link("funcmq serve", _credentials(settings.broker), on_up=_declare_fixed))
-        door, work = _assemble(settings, database, link, management, key)
-        code = await routes_people.first_administrator(door)
+
+        async def on_up(link: Link) -> None:
+            await replica.on_up(link)
+
+        link = Link("funcmq serve", _credentials(settings.broker), on_up=on_up)
+        replica = Replica(database, link, (RECONCILER,), results="results" in settings.only)
+        door, work = _assemble(settings, database, link, management, key, replica)
+        await stack.enter_async_context(link)
+        code = await _first_code(door) if http else None
+        stack.push_async_callback(replica.leave)
         await stack.enter_async_context(_together(work))
         if settings.metrics_port:
             numbers = routes_root.numbers_only(door)
             await stack.enter_async_context(_listening(numbers, settings.metrics_host, settings.metrics_port))
-        port = await stack.enter_async_context(_listening(_public(door), settings.host, settings.port))
+        if not http:
+            yield Running("", 0, None, door)
+            return
+        port = await stack.enter_async_context(_listening(_public(door), settings.host, settings.port, shared=shared))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         yield Running(f"http://{host}:{port}", auth_port, code, door)
 
 
 def _assemble(
-    settings: ServeSettings, database: Database, link: Link, management: Management, key: PrivateKey | None
+    settings: ServeSettings, database: Database, link: Link, management: Management, key: PrivateKey | None, replica: Replica
 ) -> tuple[Door, list[Work]]:
-    live, sender = Live(), Sender(link, database.write)
-    collector, heartbeats = Collector(database, link, sender, live), Heartbeats(database, live)
-    reconciler = Reconciler(database, sender, link)
+    live, sender = replica.live, Sender(link, database.write)
+    collector, heartbeats = Collector(database, link, sender, live, replica.runs), Heartbeats(database, live)
+    reconciler = Reconciler(database, sender, link, mine=partial(replica.claims.holds, RECONCILER))
     submitted = Submitted()
     door = Door(
         settings=settings,
@@ -119,37 +135,31 @@ def _assemble(
         management=management,
         sender=sender,
         live=live,
-        watch=collector.watch,
-        unwatch=collector.unwatch,
-        send_soon=reconciler.look,
+        watch=replica.watch,
+        unwatch=replica.unwatch,
+        send_soon=replica.send_soon(reconciler.look),
         submitted=submitted,
         key=key,
         metrics=Metrics(Parts(database, link, live, sender, collector, submitted, settings.release)),
     )
 
     resender = Resender(sender, Queues(link), live, collector.watched)
-    dead = DeadLetters(database, reconciler.look)
+    dead = DeadLetters(database, door.send_soon)
 
-    async def watch_all() -> None:
+    async def listen() -> None:
         dead.start(link)
         await heartbeats.start(link)
-        await _watch_all(database, link, collector)
 
-    return door, [watch_all, collector.run, reconciler.run, resender.run, link.ended]
-
-
-async def _watch_all(database: Database, link: Link, collector: Collector) -> None:
-    async with database.read() as connection:
-        known = await endpoints.all_keys(connection)
-    for endpoint, key in known:
-        collector.watch(endpoint, key)
-    await link.ready()
-    for endpoint, _ in known:  # in case the broker's data was lost
-        await link.declare(topology.endpoint(endpoint))
+    join = replica.join(door.known, collector, reconciler.look)
+    return door, [*join, *([listen, collector.run, reconciler.run, resender.run] if replica.results else []), link.ended]
 
 
-async def _declare_fixed(link: Link) -> None:
-    await link.declare(topology.fixed())
+async def _first_code(door: Door) -> str | None:
+    """The first administrator's one-time code; None where there are users, or another front door was first."""
+    try:
+        return await routes_people.first_administrator(door)
+    except Conflict:
+        return None
 
 
 def _credentials(broker: Broker) -> Callable[[], Coroutine[None, None, Broker]]:
@@ -170,13 +180,13 @@ async def _together(work: list[Work]) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """Serve an application; the port it has."""
+async def _listening(app: web.Application, host: str, port: int, *, shared: bool = False) -> AsyncIterator[int]:
+    """Serve an application; the port it has.  With `shared` others of this user may listen on it too, and the kernel deals out callers."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S, handle_signals=False)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, reuse_port=(shared and sys.platform == "linux") or None).start()
         except OSError as taken:
             raise ConfigurationError(f"Cannot listen on {host}:{port}: {taken.strerror}.", hint="Choose another address or port.") from None
         yield int(runner.addresses[0][1])

@@ -11,6 +11,8 @@ public_broker_urls = "amqp://…" FUNCMQ_PUBLIC_BROKER_URLS   what endpoints and
 management_url = "http://…"     FUNCMQ_MANAGEMENT_URL
 key_file = "/path"              FUNCMQ_KEY_FILE             signs for users without keys; with SQLite it lies beside the database
 database_url = "sqlite:////…"   FUNCMQ_DATABASE_URL
+only = "http,results,triggers"  FUNCMQ_SERVE_ONLY           the parts that this process does; all by default
+results_days = 14               FUNCMQ_RESULTS_DAYS         how long what has ended is kept
 """
 
 from __future__ import annotations
@@ -41,9 +43,14 @@ NAMES = (
     "public_broker_urls",
     "management_url",
     "database_url",
+    "only",
+    "results_days",
 )
 _METRICS = {"metrics_host": "127.0.0.1", "metrics_port": "0"}
 _DEFAULTS = {"host": "127.0.0.1", "port": "8600", "broker_auth_host": "127.0.0.1", "broker_auth_port": "8601", **_METRICS}
+PARTS = ("http", "results", "triggers")
+_DEFAULTS |= {"only": ",".join(PARTS), "results_days": "14"}
+_VARIABLES = {"only": "FUNCMQ_SERVE_ONLY"}
 _MANAGEMENT_PORT = 15672
 
 
@@ -66,6 +73,8 @@ class ServeSettings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     key_file: Path | None = None
+    only: frozenset[str] = frozenset(PARTS)
+    results_days: float = 14
     release: str = field(default_factory=lambda: version("funcmq"))
 
 
@@ -76,7 +85,8 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
     """
     stored = _read(file)
     found = {
-        name: given.get(name) or environ.get(f"FUNCMQ_{name.upper()}") or stored.get(name) or _DEFAULTS.get(name, "") for name in NAMES
+        name: given.get(name) or environ.get(_VARIABLES.get(name, f"FUNCMQ_{name.upper()}")) or stored.get(name) or _DEFAULTS.get(name, "")
+        for name in NAMES
     }
     urls = [part.strip() for part in found["broker_url"].split(",") if part.strip()]
     if not urls:
@@ -104,6 +114,8 @@ def load(given: Mapping[str, str | None], environ: Mapping[str, str] = os.enviro
         metrics_host=found["metrics_host"],
         metrics_port=_port("metrics_port", found["metrics_port"]),
         key_file=_key_file(found["key_file"], database),
+        only=_parts(found["only"]),
+        results_days=_days("results_days", found["results_days"]),
     )
 
 
@@ -172,6 +184,23 @@ def _key_file(named: str, database: URL) -> Path | None:
     if named:
         return Path(named).expanduser()
     return Path(database.database or "").parent / "front-door.key" if database.get_backend_name() == "sqlite" else None
+
+
+def _parts(text: str) -> frozenset[str]:
+    parts = frozenset(part.strip() for part in text.split(",") if part.strip())
+    if wrong := sorted(parts - set(PARTS)):
+        raise ConfigurationError(f"There is no part {wrong[0]!r} of `funcmq serve`.", hint=f"Known: {', '.join(PARTS)}.")
+    return parts
+
+
+def _days(name: str, text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0 < days <= 36_500:
+        raise ConfigurationError(f"The setting {name} is {text!r}, not a number of days.", hint="Use a number above 0.")
+    return days
 
 
 def _default_database() -> str:

@@ -20,6 +20,7 @@ from funcmq.broker.messages import (
     FunctionRef,
     Heartbeat,
     Inline,
+    Notice,
     Options,
     Order,
     Outcome,
@@ -85,6 +86,7 @@ SAMPLES: dict[str, object] = {
     "order": Order(1, "drain"),
     "ask": Ask(1, 3, "logs", GROUP, 4096),
     "told": Told(1, WHERE, GROUP, "login1", 4711, "/shared/run/daemon.log", "a line\n"),
+    "notice": Notice(1, GROUP, ["rights", "claims"]),
     "heartbeat": Heartbeat(
         1, WHERE, 3, GROUP, NOW, "login1", 4711, "0.1.0", [PoolStatus("cpu", "local", 8, 2, 8, 1, {"python": "3.11.2"})], {WHO: 5}, 2, 1
     ),
