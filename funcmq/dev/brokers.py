@@ -96,7 +96,7 @@ def with_credentials(shown: str, environment: str) -> str:
     """
     if not shown:
         return ""
-    parts, known = urlsplit(shown), urlsplit(environment)
+    parts, known = _split(shown), urlsplit(environment)
     if parts.password:
         raise InvalidRequest(
             "A password in a command line can be read by everybody on this host.", hint="Set the whole URL as FUNCMQ_BROKER_URL."
@@ -106,6 +106,19 @@ def with_credentials(shown: str, environment: str) -> str:
             f"There are no credentials for {shown}.", hint=f"Set FUNCMQ_BROKER_URL=amqp://USER:PASSWORD@{parts.hostname or 'HOST'}/ too."
         )
     return environment
+
+
+def _split(shown: str) -> SplitResult:
+    try:
+        parts = urlsplit(shown)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("amqp", "amqps") or not parts.hostname or port == 0:
+        raise InvalidRequest(
+            f"{shown.rpartition('@')[2]!r} is not the URL of a broker.", hint="It looks like amqp://HOST/ or amqps://HOST/."
+        )
+    return parts
 
 
 def _same_place(one: SplitResult, other: SplitResult) -> bool:

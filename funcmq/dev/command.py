@@ -27,7 +27,12 @@ with Executor() as fabric:
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the front door; otherwise a free one.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Workers of the endpoint; otherwise one for each core, at least two.")
-@click.option("--database", default="", metavar="URL", help="Database of the front door; otherwise a SQLite file in the folder.")
+@click.option(
+    "--database",
+    default="",
+    metavar="URL",
+    help="Database of the front door (FUNCMQ_DATABASE_URL with its password); otherwise a SQLite file in the folder.",
+)
 @click.option(
     "--broker", default="", metavar="URL", help="A broker prepared as deploy/rabbitmq says; its credentials in FUNCMQ_BROKER_URL."
 )
@@ -42,9 +47,12 @@ def dev(data: Path | None, port: int, workers: int, database: str, broker: str, 
     environment = os.environ | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))}
     if command and not shutil.which(command[0], path=environment["PATH"]):
         raise click.UsageError(f"There is no program {command[0]!r}.")
-    from funcmq.dev.brokers import with_credentials  # noqa: PLC0415  --help imports nothing of all this
+    from funcmq.dev import databases  # noqa: PLC0415  --help imports nothing of all this
+    from funcmq.dev.brokers import with_credentials  # noqa: PLC0415
     from funcmq.dev.session import Session  # noqa: PLC0415
     from funcmq.dev.stack import Options  # noqa: PLC0415
 
-    options = Options(data, port, workers, with_credentials(broker, os.environ.get("FUNCMQ_BROKER_URL", "")), database)
+    broker = with_credentials(broker, os.environ.get("FUNCMQ_BROKER_URL", ""))
+    database = databases.with_credentials(database, os.environ.get("FUNCMQ_DATABASE_URL", ""))
+    options = Options(data, port, workers, broker, database)
     return asyncio.run(Session(command, environment).run(options))

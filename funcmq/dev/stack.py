@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -25,6 +26,7 @@ from funcmq.broker.http import Api
 from funcmq.broker.ids import new_hex
 from funcmq.dev import account, daemon
 from funcmq.dev.brokers import Source, choose, refused
+from funcmq.dev.databases import is_shared
 from funcmq.dev.folder import Folder
 from funcmq.dev.ports import LOOPBACK
 from funcmq.dev.process import Child, run, tail
@@ -33,6 +35,8 @@ ENDPOINT = "dev"
 POOL = "local"
 START_S = 60.0
 SERVE_GRACE_S = 15.0
+LISTENS = b"listening on"
+"""What `funcmq serve` logs when it does."""
 PROBE_S = 0.05
 """Between two questions to a process that starts; there is nothing else to wait on from outside."""
 
@@ -43,7 +47,7 @@ class Options:
 
     `data` None is a temporary folder; `port` 0 a free one; `workers` 0 one for each core, at least two; `broker` '' is a private RabbitMQ
     node, otherwise the URL of a prepared one with the credentials of its internal user; `database` '' is a SQLite file in the data
-    folder.
+    folder, otherwise a URL with credentials: PostgreSQL's tables are made, and any number of front doors may share it.
     """
 
     data: Path | None = None
@@ -69,7 +73,7 @@ class Stack:
         self._exit = contextlib.AsyncExitStack()
         self._folder: Folder | None = None
         self._source: Source | None = None
-        self._serve: Child | None = None
+        self._serves: list[Child] = []
         self._daemon: Child | None = None
         self._watch: asyncio.Task[None] | None = None
         self._port, self._token, self._endpoint_id = 0, "", ""
@@ -132,17 +136,39 @@ class Stack:
         return self._source
 
     async def died(self) -> NoReturn:
-        """Wait until broker or front door end by themselves, then raise Unreachable with its log. The daemon may come and go."""
-        assert self._serve is not None
-        broker, serve = asyncio.ensure_future(self.source.died()), asyncio.ensure_future(self._serve.ended())
+        """Wait until broker or a front door end by themselves, then raise Unreachable with its log. The daemon may come and go."""
+        broker = asyncio.ensure_future(self.source.died())
+        serves = {asyncio.ensure_future(serve.ended()): serve for serve in self._serves}
         try:
-            await asyncio.wait({broker, serve}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({broker, *serves}, return_when=asyncio.FIRST_COMPLETED)
             if broker.done():
                 broker.result()
-            raise self._ended(self._serve, serve.result())
+            ended = next(future for future in serves if future.done())
+            raise self._ended(serves[ended], ended.result())
         finally:
-            broker.cancel()
-            serve.cancel()
+            for future in (broker, *serves):
+                future.cancel()
+
+    @property
+    def front_doors(self) -> list[int]:
+        """The process ids of the front doors that run, oldest first."""
+        return [serve.pid for serve in self._serves if serve.alive]
+
+    async def kill_front_door(self, pid: int = 0) -> None:
+        """`kill -9` this one, or the oldest; returns when it is gone."""
+        serve = next(serve for serve in self._serves if serve.alive and pid in (0, serve.pid))
+        os.kill(serve.pid, signal.SIGKILL)
+        await serve.ended()
+        self._serves.remove(serve)
+
+    async def start_front_door(self) -> int:
+        """One more front door at the same address, where none is left or the database can be shared; its process id, when it listens."""
+        await self._start_serve()
+        return self._serves[-1].pid
+
+    async def until_online(self) -> None:
+        """Return when the front door has heard of the endpoint lately."""
+        await self._until(self._online, "the endpoint", None)
 
     async def kill_daemon(self) -> int:
         """`kill -9` the daemon; returns how many tasks its journal says were handed to the pool at that moment."""
@@ -153,7 +179,7 @@ class Stack:
     async def start_daemon(self) -> None:
         """Start the daemon as a person would: `funcmq endpoint start dev`, which detaches.  Returns when it is online."""
         await self._command("endpoint", "start", ENDPOINT)
-        await self._until(self._online, "the endpoint", None)
+        await self.until_online()
 
     async def _start(self) -> None:
         folder = self._folder = Folder.open(self.options.data)
@@ -177,15 +203,33 @@ class Stack:
 
     async def _start_ours(self, folder: Folder) -> None:
         """Front door and daemon start while the broker does: each waits for it by itself."""
+        self._code.unlink(missing_ok=True)
+        if is_shared(self.options.database):
+            await self._upgrade()
         await self._start_serve()
         self._token = await account.token(self.url, folder, self._code)
         await self._init_endpoint()
         await self._start_endpoint()
 
     async def _start_serve(self) -> None:
+        argv = _funcmq("serve", "--code-file", str(self._code))
+        name = "serve.log" if not self.front_doors else f"serve-{len(self.front_doors) + 1}.log"
+        log = self.folder.logs / name
+        before = log.stat().st_size if log.exists() else 0
+        serve = await Child.start("funcmq serve", argv, self._serve_environment(), log)
+        self._serves.append(serve)
+        self._exit.push_async_callback(serve.end, SERVE_GRACE_S)
+
+        async def listens() -> bool:  # its own word: where several share the port, another one would answer
+            with log.open("rb") as said:
+                said.seek(before)
+                return LISTENS in said.read()
+
+        await self._until(listens, "funcmq serve", serve)
+
+    def _serve_environment(self) -> dict[str, str]:
         folder, source = self.folder, self.source
-        self._code.unlink(missing_ok=True)
-        environment = os.environ | {
+        return os.environ | {
             "FUNCMQ_HOST": LOOPBACK,
             "FUNCMQ_PORT": str(self._port),
             "FUNCMQ_BROKER_AUTH_HOST": LOOPBACK,
@@ -196,10 +240,6 @@ class Stack:
             "FUNCMQ_DATABASE_URL": self.options.database or f"sqlite:///{folder.database}",
             lifeline.VARIABLE: str(os.getpid()),
         }
-        argv = _funcmq("serve", "--code-file", str(self._code))
-        self._serve = await Child.start("funcmq serve", argv, environment, folder.logs / "serve.log")
-        self._exit.push_async_callback(self._serve.end, SERVE_GRACE_S)
-        await self._until(self._answers, "funcmq serve", self._serve)
 
     async def _init_endpoint(self) -> None:
         file = self.folder.endpoint_file(ENDPOINT)
@@ -242,12 +282,14 @@ class Stack:
         except NotAllowed:
             raise refused(self.source.auth_port) from None
 
-    async def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(LOOPBACK, self._port)
-            writer.close()
-            return True
-        return False
+    async def _upgrade(self) -> None:
+        """Make the tables of this release; a file has them made by `serve`.
+
+        :raises ConfigurationError: the database cannot be used; the message is what `funcmq db upgrade` said.
+        """
+        status, said = await run(_funcmq("db", "upgrade"), self._serve_environment())
+        if status:
+            raise ConfigurationError(f"The database given cannot be used.\n{said}", hint="Check --database and FUNCMQ_DATABASE_URL.")
 
     async def _online(self) -> bool:
         async with Api(self.url, self.token) as door:

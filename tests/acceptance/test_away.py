@@ -36,19 +36,6 @@ def frozen(stack: Stack) -> Iterator[None]:
         os.killpg(group, signal.SIGCONT)
 
 
-async def kill_front_door(stack: Stack) -> None:
-    """`kill -9`; returns when it is gone."""
-    assert stack._serve is not None
-    os.kill(stack._serve.pid, signal.SIGKILL)
-    await stack._serve.ended()
-
-
-async def start_front_door(stack: Stack) -> None:
-    """The same one again, at the same address; returns when the endpoint has been heard of, as tests after this one expect."""
-    await stack._start_serve()
-    await stack._until(stack._online, "the endpoint", stack._serve)
-
-
 @pytest.mark.asyncio
 async def test_a_front_door_that_is_not_there_is_unreachable(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing listens at the URL: connecting, a future and an Executor say so within seconds, with the address and what to check."""
@@ -117,12 +104,13 @@ async def test_a_front_door_killed_during_submissions_loses_nothing(stack: Stack
             await asyncio.sleep(0)
         submit(TASKS)
         await asyncio.sleep(0)  # their request is being made
-        await kill_front_door(stack)
+        await stack.kill_front_door()
         submit(TASKS)
         while not fx._connection.fabric.trouble.since:
             await asyncio.sleep(0.01)
         assert "does not answer" in tasks[-1].waiting_for
-        await start_front_door(stack)
+        await stack.start_front_door()
+        await stack.until_online()  # as tests after this one expect
         assert await fx.gather(tasks) == [number * 3 for number in range(len(tasks))]
         assert await slow is None
     assert ran_once(log, len(tasks))
