@@ -54,12 +54,14 @@ def trust() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @PROFILE
 def add(name: str, key: str, front_door: bool, user: str | None, comment: str, yes: bool, profile: str | None) -> None:
-    """Trust a key: by the fingerprint that its owner has told you, or whole (base64)."""
+    """Trust a key: by the fingerprint that its owner has told you, or whole (base64).  Without one, those in question are shown."""
     from funcmq.endpoint.trust import parse
 
     config = load(name)
-    if bool(key) == front_door:
-        raise InvalidRequest("Either a key or --front-door is needed.", hint="`funcmq key list` shows its owner the fingerprint.")
+    if key and front_door:
+        raise InvalidRequest("Either a key or --front-door, not both.", hint="The front door tells its own key.")
+    if not key and not front_door:
+        key = _choose(config, profile)
     line = _front_door(config, comment, profile) if front_door else _line(config, key, user, comment, profile)
     known = config.trusted_keys.read_text(encoding="utf-8") if config.trusted_keys.exists() else ""
     if any(old.key == line.key and old.user == line.user for old in parse(known)):
@@ -71,6 +73,27 @@ def add(name: str, key: str, front_door: bool, user: str | None, comment: str, y
     if not yes and sys.stdin.isatty():
         click.confirm("Is that what you want?", abort=True, err=True)
     _write(config, known + ("" if known.endswith("\n") or not known else "\n") + line.line + "\n")
+
+
+def _choose(config: EndpointConfig, profile: str | None) -> str:
+    """The fingerprint that a person types after a look at the keys in question.
+
+    :raises NotFound: all are trusted, or there is nobody whose key could be.
+    :raises InvalidRequest: there is no terminal to ask at.
+    """
+    trusted = {(line.key.text, line.user) for line in _trusted(config)}
+    rows = [row for row in ask(config, profile, lambda front: _keys(front, config)) if (row.key, row.user) not in trusted]
+    if not rows:
+        raise NotFound(
+            f"Every key of you and of those who may use {config.name} is trusted.",
+            hint=f"`funcmq endpoint allow {config.name} USER` lets somebody in.",
+        )
+    click.echo(f"Not trusted by {config.name}:", err=True)
+    for row in rows:
+        click.echo(f"  {_parse(row.key).fingerprint}  {row.user_name} {row.comment}".rstrip(), err=True)
+    if not sys.stdin.isatty():
+        raise InvalidRequest("Which key is meant?", hint=f"funcmq endpoint trust {config.name} FINGERPRINT, as its owner has told it.")
+    return str(click.prompt("Fingerprint, as its owner has told you", err=True)).strip()
 
 
 def _line(config: EndpointConfig, key: str, user: str | None, comment: str, profile: str | None) -> Trusted:

@@ -127,6 +127,8 @@ async def test_trust_by_fingerprint(stack: Stack) -> None:
         assert json.loads((await funcmq(stack, "trust", "list", "dev", "-o", "json"))[1]) == []
         assert (await funcmq(stack, "trust", "remove", "dev", mine["fingerprint"]))[0] == 6
         assert (await funcmq(stack, "trust", "add", "dev", "0123:4567:89ab:cdef"))[0] == 6
+        status, _, err = await funcmq(stack, "trust", "add", "dev")
+        assert (status, mine["fingerprint"] in err) == (2, True), "shown, and left to the person"
         assert (await funcmq(stack, "trust", "dev", mine["fingerprint"].upper()))[0] == 0
         (again,) = json.loads((await funcmq(stack, "trust", "list", "dev", "-o", "json"))[1])
         assert (again["key"], again["user"]) == (mine["key"], mine["user"])
