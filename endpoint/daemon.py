@@ -27,11 +27,11 @@ from funcmq.broker.http import Api
 from funcmq.broker.ids import sha256
 from funcmq.broker.lifeline import parent_gone
 from funcmq.broker.link import Link
-from funcmq.broker.messages import Cancel, Dispatch, Order, Signed, Stored
+from funcmq.broker.messages import Ask, Cancel, Dispatch, Order, Signed, Stored
 from funcmq.broker.signing import PrivateKey
 from funcmq.broker.topology import RESULTS, STATUS, control_queue, tasks_queue
 from funcmq.broker.transport import Ways
-from funcmq.endpoint import leftovers, values, writes
+from funcmq.endpoint import leftovers, orders, values, writes
 from funcmq.endpoint.clock import now_ms
 from funcmq.endpoint.config import EndpointConfig
 from funcmq.endpoint.core import Core
@@ -55,6 +55,8 @@ PULSE_S = 2.0
 PREFETCH = 16
 HOLD_S = 20.0
 """How long acks are held back while there is no room for more work; after that the consumer is given up."""
+MEET_S = 10.0
+"""How long the start waits for the interpreters of pools to say what they are; who is slower is met later."""
 LOOK_S = 1.0
 """Between looks at the disk: it bounds by how much it is overshot."""
 SWEEP_S = 60.0
@@ -94,7 +96,7 @@ class Daemon:
         os.umask(0o077)
         config = self.config
         config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key, token = PrivateKey.load(config.key), config.token.read_text(encoding="utf-8").strip()
+        key, token = PrivateKey.load(config.key), config.read_token()
         self._journal = open_journal(config.journal_dir)
         self._signer = Signer(config.id, self._journal.identity.id, key)
         try:
@@ -115,7 +117,7 @@ class Daemon:
         self._ways = Ways.by(front)
         functions = Functions(self.config.run_dir / "functions", lambda function: front.fetch_raw(f"/functions/{function}"))
         pools = {pool.name: {"workers": float(workers_per_node(pool))} for pool in self.config.pools}
-        core = Core(pools, socket.gethostname())
+        core = Core(pools, socket.gethostname(), functions.needs)
         self._engine = Engine(core, self._journal, self._signer, self._trusted, functions, self.config.run_dir)
         identity, endpoint = self._journal.identity, self.config.id
         self._lease = Lease(front, endpoint, identity, self._trusted, self._engine.cancel, takeover=self._takeover)
@@ -144,7 +146,7 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 self._engine.attach(self._pools, Mouth(self._send_results, self._voice.tell), group)
                 services = [self._link.ended, self._sender.run, self._voice.run, self._pulse, self._beat, self._sweep, self._lifeline]
-                services += [pool.run for pool in self._pools]
+                services += [self._lease.watch_trusted, *(pool.run for pool in self._pools)]
                 work = [group.create_task(service(), name=service.__qualname__) for service in services]
                 await self._serve()
                 for task in work:
@@ -152,6 +154,9 @@ class Daemon:
                 self._engine.close()
 
     async def _serve(self) -> None:
+        with contextlib.suppress(TimeoutError):  # which pool a task takes depends on their Pythons
+            async with asyncio.timeout(MEET_S):
+                await asyncio.gather(*(pool.asked.wait() for pool in self._pools))
         held = await self._journal.held()
         for bundle in held.outbox:
             self._outbox.add(bundle, None)
@@ -305,9 +310,22 @@ class Daemon:
                 self.stop()
             case Order(verb="drain"):
                 self.drain()
+            case Ask(epoch=epoch) if epoch == self._lease.epoch:
+                await self._obey(message)
             case Order(verb="resend"):
                 self._sender.send(self._outbox.asked(time.monotonic()))
         await delivery.ack()
+
+    async def _obey(self, ask: Ask) -> None:
+        """Answer, then do it: the owner hears who it was, also if the answer is the last word."""
+        told = await asyncio.to_thread(orders.tell, ask, self.config.id, self.config.run_dir)
+        with contextlib.suppress(Unreachable, Busy, NotFound):
+            await self._link.publish(STATUS, self.config.id, "told/1", codec.encode(told), mandatory=False, timeout=BEAT_S)
+        log.info("the owner says: %s", ask.verb, extra={"action": f"ask_{ask.verb}"})
+        if ask.verb == "stop":
+            self.stop()
+        elif ask.verb == "drain":
+            self.drain()
 
     async def _on_stored(self, bundles: list[tuple[str, str]]) -> None:
         now = time.monotonic()

@@ -101,12 +101,10 @@ def status(arguments: Sequence[str] | None = None, command: click.Command = cli)
     try:
         answer = command.main(arguments, prog_name="funcmq", standalone_mode=False)
         sys.stdout.flush()
-    except click.UsageError as wrong:
-        _suggest(wrong)
-        wrong.show()
-        return USAGE
     except click.ClickException as wrong:
         wrong.show()
+        if meant := _meant(wrong):
+            click.echo(f"Did you mean {meant}?", err=True)
         return USAGE
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
@@ -118,16 +116,14 @@ def status(arguments: Sequence[str] | None = None, command: click.Command = cli)
     return answer if isinstance(answer, int) else 0
 
 
-def _suggest(wrong: click.UsageError) -> None:
-    """Name the command that was probably meant.  click does so in some of its releases, and not for commands that are loaded lazily."""
-    context, word = wrong.ctx, UNKNOWN.match(wrong.message)
-    if word is None or context is None or not isinstance(context.command, click.Group):
-        return
+def _meant(wrong: click.ClickException) -> str:
+    """The commands that may have been meant.  click says so in some of its releases, and not for commands that are loaded lazily."""
     import difflib  # noqa: PLC0415  # not needed for --help
 
-    near = difflib.get_close_matches(word[1], context.command.list_commands(context), 3)
-    if near and near[0] not in wrong.format_message().replace(word[0], ""):
-        wrong.message = f"{wrong.message}  Did you mean {' or '.join(near)}?"
+    context, word = getattr(wrong, "ctx", None), UNKNOWN.match(wrong.message)
+    if word is None or context is None or not isinstance(context.command, click.Group) or "Did you mean" in wrong.format_message():
+        return ""
+    return " or ".join(difflib.get_close_matches(word[1], context.command.list_commands(context), 3))
 
 
 def _refuse(error: Exception, command: list[str]) -> int:
