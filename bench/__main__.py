@@ -1,4 +1,4 @@
-"""The command: `python -m bench roundtrip|tasks … [--json FILE]`."""
+"""The command: `python -m bench roundtrip|tasks|tunnel … [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import json
 import os
 from pathlib import Path
 
-from bench import roundtrip, tasks
+from bench import roundtrip, tasks, tunnel
 from bench.machine import as_json, describe
 
-SUITE = {"roundtrip": (roundtrip.run, "milliseconds"), "tasks": (tasks.run, "tasks/s, ratio, µs, MB")}
+SUITE = {
+    "roundtrip": (roundtrip.run, "milliseconds"),
+    "tasks": (tasks.run, "tasks/s, ratio, µs, MB"),
+    "tunnel": (tunnel.run, "milliseconds, tasks/s"),
+}
 
 
 def main() -> None:
