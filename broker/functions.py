@@ -25,7 +25,8 @@ from funcmq.broker.ids import sha256
 from funcmq.broker.messages import MAX_INLINE, FunctionRecord, FunctionRef, Inline
 from funcmq.broker.modules import ByValue, chosen, registered
 from funcmq.broker.references import variables
-from funcmq.broker.source import NoProgram, program, shown
+from funcmq.broker.source import program, shown
+from funcmq.broker.texts import NoProgram
 from funcmq.broker.values import PYTHON
 
 Strategy = Literal["auto", "pickle", "source"]

@@ -44,9 +44,14 @@ def global_names(code: CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*inner)
 
 
+def qualified(value: Any) -> str:
+    """The name of a function or class within its module."""
+    return str(getattr(value, "__qualname__", value.__name__))
+
+
 def found(module: ModuleType, value: Any) -> bool:
     """Whether the module has this function or class under its own name."""
     here: Any = module
-    for part in value.__qualname__.split("."):
+    for part in qualified(value).split("."):
         here = getattr(here, part, None)
     return here is value

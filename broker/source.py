@@ -6,32 +6,26 @@ it with their values.  Annotations are not evaluated.
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import dis
 import functools
-import inspect
+import logging
 import math
+import pathlib
+import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from funcmq.broker.modules import ByValue, goes_by_value
-from funcmq.broker.references import found, global_names
+from funcmq.broker.references import found, global_names, qualified
+from funcmq.broker.texts import Definition, NoProgram, name_of, parsed, read, text_of
 
 MAX_SOURCE = 64 * 1024
 """Bytes of source that a record carries at most."""
-ANNOTATIONS = __future__.annotations.compiler_flag
-"""With this flag programs are compiled."""
 _LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
-_Definition = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-class NoProgram(Exception):
-    """This function cannot travel as source; says why, beginning with `it`."""
 
 
 def program(function: Callable[..., Any], by_value: ByValue) -> str:
@@ -54,7 +48,7 @@ def shown(function: Callable[..., Any]) -> str | None:
     if not isinstance(function, FunctionType) or function.__closure__:
         return None
     try:
-        text = _text(function)
+        text = text_of(function)
     except NoProgram:
         return None
     return text if len(text.encode()) <= MAX_SOURCE else None
@@ -90,7 +84,7 @@ class _Program:
         self._meant[name] = value
         if isinstance(value, ModuleType):
             self._import_module(name, value)
-        elif isinstance(value, FunctionType | BuiltinFunctionType | type):
+        elif isinstance(getattr(value, "__name__", None), str):
             self._define_or_import(name, value)
         else:
             self._data[name] = _plain(value, f"uses the global variable {name!r}, which")
@@ -101,17 +95,22 @@ class _Program:
             raise NoProgram(f"it uses the module {full!r}, which is not installed where workers could import it")
         self._imports.add(f"import {full}" if name == full else f"import {full} as {name}")
 
-    def _define_or_import(self, name: str, value: FunctionType | BuiltinFunctionType | type) -> None:
-        module = sys.modules.get(value.__module__ or "")
+    def _define_or_import(self, name: str, value: Any) -> None:
+        module = sys.modules.get(getattr(value, "__module__", None) or "")
         if module is not None and not goes_by_value(module, self._by_value) and found(module, value):
-            if "." in value.__qualname__:
+            called = qualified(value)
+            if "." in called:
                 raise NoProgram(f"it uses {name!r}, which cannot be imported by a name without dots")
-            called = value.__qualname__
             self._imports.add(f"from {module.__name__} import {called}" + ("" if called == name else f" as {name}"))
         elif isinstance(value, FunctionType):
             self._define(name, value)
         else:
-            raise NoProgram(f"it uses {name!r}, {'a class' if isinstance(value, type) else 'which'} that is defined here")
+            what = (
+                "a class that is defined here"
+                if isinstance(value, type)
+                else f"a {type(value).__qualname__} that no module has by its name"
+            )
+            raise NoProgram(f"it uses {name!r}, {what}")
 
     def _define(self, name: str, function: FunctionType) -> None:
         own = function.__code__.co_name
@@ -120,7 +119,7 @@ class _Program:
             self._others[name] = own
             return
         self._functions[own] = _definition(function)
-        loads = sorted(_loads(_read(function)[1]))
+        loads = sorted(_loads(read(function)[1]))
         for used in loads:
             value = function.__globals__.get(used, self)
             if value is not self and used != "__name__":
@@ -152,11 +151,11 @@ def _submodules(function: FunctionType, loads: list[str]) -> Iterator[str]:
 
 def _definition(function: FunctionType) -> str:
     if function.__closure__:
-        raise NoProgram(f"{_it(function)} uses {', '.join(map(repr, function.__code__.co_freevars))} of the function around it")
+        raise NoProgram(f"{name_of(function)} uses {', '.join(map(repr, function.__code__.co_freevars))} of the function around it")
     if {name for name in function.__dict__ if name != "__wrapped__"}:
-        raise NoProgram(f"{_it(function)} has attributes")
-    text = _text(function)
-    node = _parsed(text)
+        raise NoProgram(f"{name_of(function)} has attributes")
+    text = text_of(function)
+    node = parsed(text)
     lines = text.encode().splitlines(keepends=True)
     for at, value in sorted(_defaults(node, function), key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True):
         _replace(lines, at, value)
@@ -165,19 +164,12 @@ def _definition(function: FunctionType) -> str:
     return b"".join(lines).decode()
 
 
-@functools.lru_cache(maxsize=256)
-def _parsed(text: str) -> _Definition:
-    node = ast.parse(text).body[0]
-    assert isinstance(node, _Definition), "_text has seen to that"
-    return node
-
-
-def _defaults(node: _Definition, function: FunctionType) -> Iterator[tuple[ast.expr, str]]:
+def _defaults(node: Definition, function: FunctionType) -> Iterator[tuple[ast.expr, str]]:
     """Expressions of defaults, and the values that they have given."""
     values, keywords = function.__defaults__ or (), dict(function.__kwdefaults__ or {})
     written = [(argument.arg, at) for argument, at in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if at is not None]
     if len(values) != len(node.args.defaults) or [name for name, _ in written] != list(keywords):
-        raise NoProgram(f"the defaults of {_it(function)} were changed")
+        raise NoProgram(f"the defaults of {name_of(function)} were changed")
     given = [*zip(node.args.defaults, values, strict=True), *((at, keywords[name]) for name, at in written)]
     for at, value in given:
         text = _plain(value, f"has a default ({ast.unparse(at)}) that")
@@ -201,91 +193,36 @@ def _replace(lines: list[bytes], at: ast.expr, text: str) -> None:
     lines[first : last + 1] = (before + text.encode() + b"\n" * (last - first) + after).splitlines(keepends=True)
 
 
-def _plain(value: object, what: str) -> str:
-    """An expression for plain data."""
+def _plain(value: Any, what: str) -> str:
+    """An expression for plain data, and for what is made of a word or two."""
     kind = type(value)
-    if kind is float and not math.isfinite(value):  # type: ignore[arg-type]
+    if kind is float and not math.isfinite(value):
         return f'float("{value}")'
     if kind in (type(None), bool, int, float, str, bytes):
         return repr(value)
-    if kind in (list, tuple):
-        parts = [_plain(part, what) for part in value]  # type: ignore[attr-defined]
-        inside = ", ".join(parts) + ("," if kind is tuple and len(parts) == 1 else "")
-        return f"[{inside}]" if kind is list else f"({inside})"
-    if kind is dict:
-        return "{" + ", ".join(f"{_plain(key, what)}: {_plain(part, what)}" for key, part in value.items()) + "}"  # type: ignore[attr-defined]
+    if kind in _BRACKETS:
+        return _collection(kind, value, what)
+    if kind in _MADE:
+        return _MADE[kind](value)
     raise NoProgram(f"it {what} is no plain data but a {kind.__module__}.{kind.__qualname__}")
 
 
-def _it(function: FunctionType) -> str:
-    return function.__qualname__
+def _collection(kind: type, value: Any, what: str) -> str:
+    if kind is dict:
+        parts = [f"{_plain(key, what)}: {_plain(part, what)}" for key, part in value.items()]
+    else:
+        parts = [_plain(part, what) for part in value]
+    if kind in (set, frozenset):
+        if not parts:
+            return f"{kind.__name__}()"
+        parts.sort()  # their own order differs from process to process
+    start, end = _BRACKETS[kind]
+    return start + ", ".join(parts) + ("," if kind is tuple and len(parts) == 1 else "") + end
 
 
-# Text
-
-
-def _text(function: FunctionType) -> str:
-    """The dedented source of a function, which is what runs."""
-    return _read(function)[0]
-
-
-def _read(function: FunctionType) -> tuple[str, CodeType]:
-    """Source, and the code that it gives where it stands alone."""
-    if function.__name__ == "<lambda>":
-        raise NoProgram("it is a lambda (give it a name with def)")
-    known = _source_of(function.__code__, function.__code__.co_filename)
-    if known is None:
-        raise NoProgram(f"the source of {_it(function)} cannot be found, or is not what runs")
-    return known
-
-
-@functools.lru_cache(maxsize=256)
-def _source_of(code: CodeType, _file: str) -> tuple[str, CodeType] | None:
-    # the file is named because equal code of another file may have other comments
-    try:
-        text = textwrap.dedent(inspect.getsource(code))
-        text.encode()
-        whole = _compiled("".join(inspect.findsource(code)[0]), code.co_flags & ANNOTATIONS)
-        alone = next(_inside(_compiled(text, ANNOTATIONS)), None)
-        plain = isinstance(ast.parse(text).body[0], _Definition)
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
-    # where a file imports a name decides which instructions call through it: the file is compiled as a whole
-    current = any(one.co_code == code.co_code and _alike(one, code, exactly=True) for one in _inside(whole))
-    if not (plain and current and alone is not None and _alike(alone, code)):
-        return None
-    return (text, alone) if global_names(alone) <= global_names(code) else None  # a class changes names like __x
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(text: str, flags: int) -> CodeType:
-    # notebooks may await in a cell
-    code: CodeType = compile(text, "", "exec", flags=flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    return code
-
-
-def _inside(code: CodeType) -> Iterator[CodeType]:
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield constant
-            yield from _inside(constant)
-
-
-def _alike(one: CodeType, other: CodeType, *, exactly: bool = False) -> bool:
-    """Whether both have the same parameters and names; and exactly: the same instructions and constants, wherever they stand."""
-    if any(getattr(one, name) != getattr(other, name) for name in _ALIKE):
-        return False
-    if not exactly:
-        return True
-    if one.co_code != other.co_code or one.co_names != other.co_names or len(one.co_consts) != len(other.co_consts):
-        return False
-    return all(_equal(mine, theirs) for mine, theirs in zip(one.co_consts, other.co_consts, strict=True))
-
-
-def _equal(mine: object, theirs: object) -> bool:
-    if isinstance(mine, CodeType) and isinstance(theirs, CodeType):
-        return _alike(mine, theirs, exactly=True)
-    return mine == theirs if isinstance(mine, frozenset) else repr(mine) == repr(theirs)
-
-
-_ALIKE = ("co_name", "co_varnames", "co_freevars", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount")
+_BRACKETS = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}"), set: ("{", "}"), frozenset: ("frozenset({", "})")}
+_MADE: dict[type, Callable[[Any], str]] = {
+    re.Pattern: lambda value: f'__import__("re").compile({value.pattern!r}, {value.flags})',
+    logging.Logger: lambda value: f'__import__("logging").getLogger({value.name!r})',
+    type(pathlib.Path()): lambda value: f'__import__("pathlib").Path({str(value)!r})',
+}

@@ -12,7 +12,7 @@ from typing import Any
 
 from funcmq.broker.errors import EnvironmentMismatch
 from funcmq.broker.messages import FunctionRecord
-from funcmq.broker.source import ANNOTATIONS
+from funcmq.broker.texts import ANNOTATIONS
 
 
 def run_program(record: FunctionRecord, places: Sequence[tuple[str, int]]) -> Callable[..., Any]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import calendar
 import importlib.util
 import json
 import linecache
+import logging
 import math
+import re
 import sys
 import textwrap
 import traceback
 import xml.etree.ElementTree
 from base64 import b64encode as common
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +34,7 @@ from funcmq.client.functions import Functions
 from funcmq.endpoint.worker.load import load
 
 FACTOR = 3
+SEEN = {"b", "a", 3}, frozenset({(1, 2)}), set[int](), re.compile("x+", re.IGNORECASE), logging.getLogger("far"), Path("/x")
 LIMITS = {"low": (1, 2.5), "high": [b"x", None, float("inf")]}
 renamed = math.floor
 
@@ -79,7 +84,8 @@ def busy(x: float, by: int = FACTOR, *more: int, unit: tuple[Any, ...] = (LIMITS
         return halve(y) + sum(value for value in more if value > FACTOR)
 
     node = xml.etree.ElementTree.fromstring("<a b='1'/>")
-    return renamed(inner(x)) * by, unit, json.dumps(rest), node.get("b"), LIMITS, OrderedDict(a=1), common(b"ab")
+    imported = calendar.monthrange(2024, 2), bisect([1, 2], 1), common(b"ab"), SEEN[3].findall("XX")
+    return SEEN, imported, renamed(inner(x)) * by, unit, json.dumps(rest), node.get("b"), LIMITS, OrderedDict(a=1)
 
 
 async def later(x: int) -> int:
@@ -199,8 +205,8 @@ def test_helpers_of_local_modules_come_along(tmp_path: Path) -> None:
         ("f = lambda: 1", "it is a lambda"),
         ("class C:\n    def f(self): return self.__x\nf = C.f", "cannot be found"),
         ("import functools\nf = functools.partial(print, 1)", "no plain function but a partial"),
-        ("import re\nP = re.compile('x')\ndef f(): return P", "'P', which is no plain data but a re.Pattern"),
-        ("def f(x={1}): return x", r"has a default \(\{1\}\) that is no plain data"),
+        ("from decimal import *\nD = Decimal(1)\ndef f(): return D", "'D', which is no plain data but a decimal.Decimal"),
+        ("from decimal import *\ndef f(x=Decimal(1)): return x", r"has a default \(Decimal\(1\)\) that is no plain data"),
         ("class C: pass\ndef f(): return C()", "'C', a class that is defined here"),
         ("def g(): return 1\ng.note = 1\ndef f(): return g()", "g has attributes"),
         ("def f(x=1): return x\nf.__defaults__ = (1, 2)", "defaults of f were changed"),
