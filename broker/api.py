@@ -8,7 +8,7 @@ code of `errors.TABLE`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -22,6 +22,10 @@ RAW = "application/vnd.funcmq"
 
 State = Literal["accepted", "published", "received", "running", "succeeded", "failed", "cancelled", "expired", "lost"]
 ENDS: tuple[State, ...] = ("succeeded", "failed", "cancelled", "expired", "lost")
+
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""What databases and JSON readers take as a number."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,9 +344,15 @@ class TasksQuery(Record, frozen=True, kw_only=True):
     group: str = ""
     endpoint: str = ""
     function: str = ""
-    since: int = 0
+    since: Natural = 0
     before: str = ""
     limit: int = 100
+
+
+class LeaseQuery(Record, frozen=True, kw_only=True):
+    """`DELETE /endpoints/{id}/lease?epoch=`: makes sure that it is still the caller's to give."""
+
+    epoch: Natural | None = None
 
 
 class PageQuery(Record, frozen=True, kw_only=True):

@@ -419,4 +419,4 @@ def unpack(kind: str | None, body: bytes) -> Any:
             f"A message of type {kind} arrived; this release of funcmq knows {name}/1.",
             hint="Install the sender's release here: pip install --upgrade funcmq",
         )
-    raise InvalidRequest(f"A message of unknown type {kind!r} arrived.")
+    raise InvalidRequest(f"A message of unknown type {kind!r} arrived.", hint="Its sender may be newer: pip install --upgrade funcmq")

@@ -138,21 +138,13 @@ async def lease(door: Door, call: Call[api.LeaseRequest]) -> api.Lease:
     return _answer(door, endpoint, granted.epoch, password, left)
 
 
-@routes("DELETE /endpoints/{id}/lease", who=Who.ENDPOINT)
+@routes("DELETE /endpoints/{id}/lease", who=Who.ENDPOINT, query=api.LeaseQuery)
 async def give_back(door: Door, call: Call[None]) -> None:
-    """An orderly stop with nothing open; `?epoch=N` makes sure that it is still the caller's to give."""
-    endpoint, text = _itself(call), call.query.get("epoch")
-    epoch = whole_number("epoch", text) if text else None
-    ended = await door.database.write(lambda c: endpoints.give_back(c, endpoint, epoch, now_ms()))
+    """An orderly stop with nothing open."""
+    endpoint = _itself(call)
+    ended = await door.database.write(lambda c: endpoints.give_back(c, endpoint, call.query.epoch, now_ms()))
     door.live.forget(endpoint)
     log.info("endpoint %s gave back epoch %d", endpoint, ended, extra={"action": "lease_given_back"})
-
-
-def whole_number(name: str, text: str) -> int:
-    """:raises InvalidRequest: the query parameter is not a number."""
-    if not (text.isascii() and text.isdigit()) or len(text) > 15:
-        raise InvalidRequest(f"The parameter {name} is a whole number.")
-    return int(text)
 
 
 def _itself(call: Call[Any]) -> str:
