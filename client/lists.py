@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from funcmq.broker import api
+from funcmq.broker.errors import InvalidRequest
 from funcmq.broker.waiting import sentence
 from funcmq.client.options import seconds
 
@@ -70,6 +71,8 @@ async def show_task(front: Api, identifier: str) -> api.TaskView:
 
     :raises NotFound, InvalidRequest: there is none, or more than one.
     """
+    if not identifier.strip():
+        raise InvalidRequest("No task is named: the id is empty.", hint="Give an id, or the end of one: see `funcmq task list`.")
     return here(await front.call("GET", f"/tasks/{quote(identifier, safe='')}", None, api.TaskView))
 
 

@@ -135,12 +135,12 @@ class Reader:
             future.finish("failed", error=error)
 
     async def adopt(self, tasks: Iterable[tuple[TaskFuture[Any], Found]]) -> None:
-        """Let futures stand for these tasks: their groups are listened to anew first, the store is read then."""
-        new = [future for future, found in tasks if await self._expect(future, found)]
+        """Let futures stand for these tasks: the groups of those that are open are listened to anew first, the store is read then."""
+        new = [(future, found) for future, found in tasks if await self._expect(future, found)]
         assert self.listener is not None
-        for group in {future.group for future in new}:
+        for group in {found.group for _, found in new if found.state not in api.ENDS}:
             await self.listener.renew(group)
-        await self.query([future.task_id for future in new])
+        await self.query([future.task_id for future, _ in new])
 
     async def adopt_page(self, tasks: Iterable[tuple[TaskFuture[Any], Found]]) -> None:
         """As `adopt`, for tasks of a group that is listened to since before these were asked for."""

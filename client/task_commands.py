@@ -35,16 +35,6 @@ WIDE = 80
 TIMES = ("accepted", "published", "received", "started", "ended")
 
 
-async def full_id(front: Api, given: str) -> str:
-    """The task that is meant by an id, with or without dashes, or by the last digits of one.
-
-    :raises NotFound, InvalidRequest: none, or more than one.
-    """
-    if not given.strip():
-        raise InvalidRequest("No task is named: the id is empty.", hint="Give an id, or the end of one: see `funcmq task list`.")
-    return (await lists.show_task(front, given)).id
-
-
 @click.group()
 def task() -> None:
     """List, show, await, cancel and retry tasks."""
@@ -253,7 +243,7 @@ def cancel(identifiers: tuple[str, ...], group: str | None, profile: str | None)
 async def _cancel(front: Api, identifiers: Sequence[str], group: str | None) -> int:
     asked = 0
     if identifiers:
-        ids = [await full_id(front, identifier) for identifier in identifiers]
+        ids = [(await lists.show_task(front, identifier)).id for identifier in identifiers]
         asked += (await front.call("POST", "/tasks/cancel", api.TasksRequest(tasks=ids), api.CancelAnswer)).asked
     if group:
         asked += (await front.call("POST", f"/groups/{quote(group, safe='')}/cancel", None, api.CancelAnswer)).asked

@@ -33,6 +33,12 @@ def test_functions_are_found_in_modules_and_files(tmp_path: Path, monkeypatch: p
         del sys.modules[name]
 
 
+def test_a_keyword_given_twice_is_refused() -> None:
+    """Nobody knows which of the two was meant."""
+    with pytest.raises(InvalidRequest, match="a is given twice"):
+        run_command.parse(["a=1", "b=2", "a=3"])
+
+
 @pytest.mark.parametrize(
     ("target", "error"),
     [

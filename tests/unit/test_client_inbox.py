@@ -228,3 +228,4 @@ def test_of_several_the_free_one_is_chosen() -> None:
     busy, idle = view(id=OTHER, name="busy", queued=10), view(id=new_hex(), name="idle")
     assert choose([away, busy, idle], ("polaris", "busy", "idle")) is idle
     assert free(away) < free(busy) < free(idle)
+    assert choose([away, busy, idle], ("polaris", "busy", "idle"), {idle.id: 1_000}) is busy
