@@ -327,6 +327,7 @@ class Node:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_"))}
         own = {
             "HOME": str(self.folder),
+            "ERL_CRASH_DUMP_BYTES": "0",  # it would land in the caller's working directory
             "ERL_EPMD_PORT": str(self.ports.epmd),
             "ERL_EPMD_ADDRESS": LOOPBACK,
             "ERL_AFLAGS": "-start_epmd false",
