@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed: `--help` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from funcmq.broker.errors import AlreadyRunning, FuncmqError
+from funcmq.broker.errors import AlreadyRunning, EndpointOffline, FuncmqError
 from funcmq.endpoint import doctor_commands, setup_commands, trust_commands
 from funcmq.endpoint.config import EndpointConfig, load
 from funcmq.endpoint.fabric import ask, find, local
@@ -94,7 +95,8 @@ def _stop_afar(config: EndpointConfig | None, name: str, profile: str | None, *,
         view = await find(front, config.id if config else name)
         told = await _order(front, view, "stop")
         if now:
-            await _order(front, view, "stop")
+            with contextlib.suppress(EndpointOffline):  # it may have ended already
+                await _order(front, view, "stop")
         click.echo(f"The daemon on {told.host} (pid {told.pid}) is stopping.", err=True)
         deadline = time.monotonic() + AFAR_S
         while (seen := await find(front, view.id)).online and seen.since == view.since:
