@@ -30,6 +30,7 @@ from funcmq.dev.databases import is_shared
 from funcmq.dev.folder import Folder
 from funcmq.dev.ports import LOOPBACK
 from funcmq.dev.process import Child, run, tail
+from funcmq.dev.rabbitmq import Node
 
 ENDPOINT = "dev"
 POOL = "local"
@@ -165,6 +166,15 @@ class Stack:
         """One more front door at the same address, where none is left or the database can be shared; its process id, when it listens."""
         await self._start_serve()
         return self._serves[-1].pid
+
+    async def restart_broker(self) -> None:
+        """`kill -9` the private RabbitMQ node and start it again at the same ports, with all that was in its queues.
+
+        Meant for a stack whose data folder is kept.
+        """
+        assert isinstance(self.source, Node), "a prepared broker is somebody else's"
+        await self.source.kill()
+        await self.source.start()
 
     async def until_online(self) -> None:
         """Return when the front door has heard of the endpoint lately."""
