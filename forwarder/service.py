@@ -45,6 +45,7 @@ from funcmq.forwarder.queues import Queues
 from funcmq.forwarder.reconciler import Reconciler
 from funcmq.forwarder.replica import Replica
 from funcmq.forwarder.resend import Resender
+from funcmq.forwarder.retention import Retention
 from funcmq.forwarder.routes_amqp import Tunnels
 from funcmq.forwarder.sender import Sender
 from funcmq.forwarder.settings import ServeSettings
@@ -56,8 +57,8 @@ log = logging.getLogger("funcmq.serve")
 GRACE_S = 5.0
 """How long requests that are being answered may take at the end."""
 
-RECONCILER = "reconciler"
-"""The job that sends again and gives up; one serve of all does it."""
+RECONCILER, RETENTION = "reconciler", "retention"
+"""The jobs that one serve of all does: to send again and give up, and to forget."""
 
 Work = Callable[[], Coroutine[None, None, None]]
 
@@ -104,7 +105,7 @@ async def serving(settings: ServeSettings) -> AsyncIterator[Running]:
             await replica.on_up(link)
 
         link = Link("funcmq serve", _credentials(settings.broker), on_up=on_up)
-        replica = Replica(database, link, (RECONCILER,), results="results" in settings.only)
+        replica = Replica(database, link, (RECONCILER, RETENTION), results="results" in settings.only)
         door, work = _assemble(settings, database, link, management, key, replica)
         await stack.enter_async_context(link)
         code = await _first_code(door) if http else None
@@ -144,6 +145,7 @@ def _assemble(
     )
 
     resender = Resender(sender, Queues(link), live, collector.watched)
+    retention = Retention(database, settings.results_days, mine=partial(replica.claims.holds, RETENTION))
     dead = DeadLetters(database, door.send_soon)
 
     async def listen() -> None:
@@ -151,7 +153,7 @@ def _assemble(
         await heartbeats.start(link)
 
     join = replica.join(door.known, collector, reconciler.look)
-    return door, [*join, *([listen, collector.run, reconciler.run, resender.run] if replica.results else []), link.ended]
+    return door, [*join, *([listen, collector.run, reconciler.run, resender.run, retention.run] if replica.results else []), link.ended]
 
 
 async def _first_code(door: Door) -> str | None:
