@@ -8,14 +8,14 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import click
 
 from funcmq.broker.errors import InvalidRequest, NotFound
 from funcmq.broker.ids import short
 from funcmq.broker.settings import read_config, resolve
-from funcmq.client.output import age, common, field, say, show_one, show_rows
+from funcmq.client.output import age, common, field, profile_option, say, show_one, show_rows
 from funcmq.client.profiles import machine_key, save_profile
 
 if TYPE_CHECKING:
@@ -140,6 +140,18 @@ def list_users(output: str, profile: str | None) -> None:
     rows = ask(profile, lambda front: front.list("/users", api.UserAnswer))
     columns = {"NAME": field("name"), "ID": field("id"), "ADMIN": lambda row: "yes" if row["admin"] else ""}
     show_rows(msgspec.to_builtins(rows), output, columns)
+
+
+@user.command("remove")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@profile_option
+def remove_user(name: str, profile: str | None, *, yes: bool) -> None:
+    """Lock somebody out for good: tokens, keys, and endpoints; what they submitted stays on record."""
+    if not yes:
+        click.confirm(f"Remove the user {name}? The name is never given again.", abort=True, err=True)
+    ask(profile, lambda front: front.tell("DELETE", f"/users/{quote(name, safe='')}"))
+    say(f"The user {name} is removed.")
 
 
 @click.group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from funcmq.broker import api
 from funcmq.broker.connection import Broker, check
 from funcmq.broker.errors import Conflict, InvalidRequest, NotAllowed, NotFound, NotLoggedIn
+from funcmq.cli import status
 from funcmq.dev.rabbitmq import Node
-from tests.integration.test_forwarder_root import fabric_of
+from tests.integration.test_forwarder_root import fabric_of, token_of
 
 
 @pytest.mark.asyncio
-async def test_a_removed_user_is_locked_out_everywhere(rabbitmq: Node, tmp_path: Path) -> None:
+async def test_a_removed_user_is_locked_out_everywhere(rabbitmq: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token, endpoint token, broker credentials of session and daemon, and being let in elsewhere: all over, at once and for good."""
     async with fabric_of(rabbitmq, tmp_path) as fabric:
         admin, ann = fabric.admin, await fabric.user("ann")
@@ -26,7 +28,9 @@ async def test_a_removed_user_is_locked_out_everywhere(rabbitmq: Node, tmp_path:
         logins = [Broker(tuple(lease.brokers), lease.user, lease.password), Broker(tuple(session.urls), session.user, session.password)]
         for login in logins:
             await check(login)
-        await admin.api.tell("DELETE", "/users/ann")
+        monkeypatch.setenv("FUNCMQ_URL", fabric.running.url)
+        monkeypatch.setenv("FUNCMQ_TOKEN", await token_of(fabric))
+        assert await asyncio.to_thread(status, ["user", "remove", "ann", "--yes"]) == 0
         for refused in (ann.api.call("GET", "/me", None, api.Me), endpoint.take_lease()):
             with pytest.raises(NotLoggedIn):
                 await refused

@@ -21,6 +21,7 @@ from funcmq.broker import api, releases, skew
 from funcmq.broker.errors import TABLE, ConfigurationError, FuncmqError, InvalidRequest, TaskError, VersionMismatch
 from funcmq.broker.http import Api
 from funcmq.cli import USAGE, status
+from funcmq.endpoint.worker.failures import describe
 from funcmq.forwarder.people import Caller
 from funcmq.forwarder.web import Call, Routes, Who, build
 
@@ -225,3 +226,24 @@ def test_every_refusal_says_what_to_do_next() -> None:
 def _hinted(call: ast.Call) -> bool:
     hints = [word.value for word in call.keywords if word.arg == "hint"]
     return bool(hints) and not (isinstance(hints[0], ast.Constant) and not hints[0].value)
+
+
+def test_a_task_that_calls_sys_exit_is_told_what_to_do_instead() -> None:
+    """SystemExit has no words of its own: the hint names the call."""
+    failure = describe(SystemExit(3))
+    assert (failure.code, failure.type_name, failure.message) == ("TaskFailed", "SystemExit", "3")
+    assert "sys.exit" in failure.hint
+
+
+def test_a_task_without_a_name_is_not_looked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`funcmq task show ""` names no task, and says so before anybody is asked."""
+    monkeypatch.setenv("FUNCMQ_URL", "http://127.0.0.1:9")
+    assert status(["task", "show", ""]) == USAGE
+    assert "the id is empty.\nGive an id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", OF_TASKS)
+def test_the_end_of_a_task_says_what_to_do_next(code: str) -> None:
+    """Ends of tasks have a default hint too, and none speaks of what may not be there."""
+    assert TABLE[code]().hint
+    assert "above" not in TABLE[code]().hint
