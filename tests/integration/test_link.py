@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from funcmq.broker import topology
-from funcmq.broker.connection import Broker, check
+from funcmq.broker.connection import Broker, check, close, direct, gone, open_connection
 from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import InvalidRequest, NotAllowed, NotFound, Unreachable
 from funcmq.broker.ids import new_hex
@@ -213,6 +213,46 @@ async def test_an_error_of_the_caller_ends_the_link() -> None:
             await it.ready()
         with pytest.raises(Fenced):
             await it.ended()
+
+
+async def test_a_consumer_of_an_ended_link_can_be_cancelled() -> None:
+    """The link's own end is told by the link; leaving its consumers raises nothing."""
+
+    async def ask() -> Broker:
+        raise PermissionError("fenced")
+
+    async with Link("test", ask) as it:
+        consumer = it.consume("queue", Inbox())
+        with pytest.raises(PermissionError):
+            await it.ended()
+        await consumer.cancel()
+
+
+async def test_who_waits_for_a_link_that_is_left_is_told_so() -> None:
+    """He gets an error of ours, and is not cancelled for what others do."""
+
+    async def ask() -> Broker:
+        raise Unreachable("never")
+
+    async with Link("test", ask) as it:
+        waiting = asyncio.create_task(it.ready())
+        await asyncio.sleep(0)
+    with pytest.raises(Unreachable, match="closed"):
+        await waiting
+
+
+async def test_a_connection_that_has_ended_is_known_to_be_gone(broker: Broker, wire: Proxy) -> None:
+    """Also by those who were not there when it ended, and could not be told."""
+    async with direct("") as how:
+        connection = await open_connection(broker.login(f"amqp://127.0.0.1:{wire.port}/"), "test", how)
+    assert connection.transport is not None
+    assert not gone(connection)
+    ended = connection.transport.connection.closing
+    wire.cut()
+    async with asyncio.timeout(20):
+        await asyncio.wait({ended})
+    assert gone(connection)
+    await close(connection)
 
 
 async def test_the_topology_can_be_declared_again_and_again(link: Link) -> None:

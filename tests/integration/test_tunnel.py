@@ -31,7 +31,7 @@ from funcmq.broker.topology import Exchange, Queue, Topology
 from funcmq.broker.transport import Choice, Way, Ways
 from funcmq.broker.tunnel import Tunnel
 from funcmq.dev.rabbitmq import Node
-from funcmq.forwarder.routes_amqp import MOST, Tunnels
+from funcmq.forwarder.routes_amqp import MOST, Tunnels, reach
 from funcmq.forwarder.service import GRACE_S, Running, serving
 from tests.certificates import make_certificate, server_context
 from tests.connect_proxy import connect_proxy
@@ -236,6 +236,12 @@ async def test_a_proxy_is_gone_through(fabric: Fabric, broker: Broker, tmp_path:
     assert (process.returncode == 0, said in errors.decode()) == (not said, True), errors.decode()
     assert it.asked == ([] if said else [f"127.0.0.1:{safe}"])
     assert not any(secret in errors for secret in (b"wr0ng", b"s3cret", token_of(fabric.admin).encode(), broker.password.encode()))
+
+
+async def test_a_broker_that_is_away_is_said_before_the_tunnel_opens() -> None:
+    """The front door is Busy then, as for every other request that needs its broker."""
+    with pytest.raises(Busy, match="does not answer the front door"):
+        await reach(("amqp://127.0.0.1:1/", "amqps://127.0.0.1:1/"))
 
 
 async def test_what_tls_protects_does_not_travel_in_the_clear() -> None:
