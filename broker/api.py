@@ -355,6 +355,12 @@ class LeaseQuery(Record, frozen=True, kw_only=True):
     epoch: Natural | None = None
 
 
+class GroupQuery(Record, frozen=True, kw_only=True):
+    """`GET /groups/{id}?tasks=false`: only whether there is such a group, and its id, because it may have a million tasks."""
+
+    tasks: bool = True
+
+
 class PageQuery(Record, frozen=True, kw_only=True):
     """`GET /groups/{id}/tasks?after=&limit=`: `after` is the last id of the page before."""
 

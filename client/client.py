@@ -253,7 +253,8 @@ class Client:
         wanted = lists.query(limit, state=state, group=group, endpoint=endpoint, function=function, since=lists.milliseconds(since))
         standing = await self._connection.ready()
         await standing.reader.settled()
-        return await lists.list_tasks(standing.front, wanted)
+        fabric = self._connection.fabric
+        return [fabric.as_seen(view) for view in await lists.list_tasks(standing.front, wanted)]
 
     async def retry(self, identifier: str) -> TaskFuture[Any]:
         """Submit the call of an earlier task once more, as a new task of the same group: the same function and arguments, there and so.

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
 from funcmq.broker import api, functions
 from funcmq.broker.consumer import Delivery
 from funcmq.broker.errors import ConfigurationError, FuncmqError, Unreachable
@@ -67,7 +69,7 @@ class Standing:
 
         :raises NotFound: you have no such group.
         """
-        return (await self.front.call("GET", f"/groups/{quote(given, safe='')}", None, api.GroupAnswer)).id
+        return (await self.front.call("GET", f"/groups/{quote(given, safe='')}?tasks=false", None, api.GroupAnswer)).id
 
 
 class Fabric:
@@ -324,6 +326,14 @@ class Fabric:
         else:
             self._unknown.append((future, task))
         return future
+
+    def as_seen(self, view: api.TaskView) -> api.TaskView:
+        """The same task, running where the stream has said so here before the store heard of it."""
+        future = self.inbox.futures.get(bytes.fromhex(view.id))
+        if future is None or future.state != "running" or view.state in (*api.ENDS, "running"):
+            return view
+        since, host = future.place
+        return msgspec.structs.replace(view, state="running", started=since, host=host, waiting_for=future.waiting_for, why=None)
 
     def future_of(self, task: str) -> TaskFuture[Any]:
         """The open future of a task, or a new one that `Reader.adopt` is to be told of."""

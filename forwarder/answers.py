@@ -102,9 +102,11 @@ async def _fetch_results(connection: AsyncConnection, seqs: list[int]) -> tuple[
     return taken, left
 
 
-async def show_group(connection: AsyncConnection, live: Live, group: str) -> api.GroupAnswer:
-    """A group that exists: its tasks in order of submission."""
+async def show_group(connection: AsyncConnection, live: Live, group: str, *, whole: bool) -> api.GroupAnswer:
+    """A group that exists; with `whole`, its tasks in order of submission."""
     name = (await connection.execute(select(groups.c.name).where(groups.c.id == group))).scalar_one()
+    if not whole:
+        return api.GroupAnswer(id=group, name=name, counts={}, tasks=[])
     mine = select(tasks.c.id, tasks.c.state, bundles.c.state.label("bundle_state")).join(bundles, bundles.c.seq == tasks.c.bundle)
     rows = (await connection.execute(mine.where(bundles.c.group_id == group).order_by(bundles.c.seq, tasks.c.idx))).all()
     counts: dict[str, int] = {}

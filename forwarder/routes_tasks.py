@@ -89,11 +89,12 @@ async def cancel(door: Door, call: Call[api.TasksRequest]) -> api.CancelAnswer:
     return await _cancel(door, call, ids)
 
 
-@routes("GET /groups/{id}", answer=api.GroupAnswer)
+@routes("GET /groups/{id}", answer=api.GroupAnswer, query=api.GroupQuery)
 async def show_group(door: Door, call: Call[None]) -> api.GroupAnswer:
     """A group of the caller, by its id or by the name that the caller gave it."""
     async with door.database.read() as connection:
-        return await answers.show_group(connection, door.live, await _group(connection, call.path["id"], call.caller.user))
+        group = await _group(connection, call.path["id"], call.caller.user)
+        return await answers.show_group(connection, door.live, group, whole=call.query.tasks)
 
 
 @routes("GET /groups/{id}/tasks", answer=list[api.TaskBrief], query=api.PageQuery)

@@ -1,6 +1,7 @@
 """Laws of waiting, cancelling and leaving."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import textwrap
@@ -59,10 +60,20 @@ async def test_a_timed_out_wait_leaves_the_task_alone(fx: Client) -> None:
     assert await task == 1.0
 
 
-async def test_why_it_waits(fx: Client) -> None:
-    """`.waiting_for` is a sentence until the task has ended."""
-    task = fx.submit(nap, 0.5)
+async def test_why_it_waits(fx: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    """`.waiting_for` is a sentence until the task has ended; lists and progress bars say it too."""
+    task = fx.on(walltime="10m").submit(nap, 4.0)
     assert task.waiting_for
+    said = ""
+    while not said.startswith("running"):
+        await asyncio.sleep(0.02)
+        said = task.waiting_for
+        assert said or task.done()
+    assert re.fullmatch(r"running on \S+, 0 of 10 min", said)
+    view = next(view for view in await fx.tasks(limit=10) if view.id == task.id)
+    assert re.fullmatch(r"running on \S+, 0 of 10 min", view.waiting_for)
+    assert [one async for one in fx.map(nap, [3.0, 0.1], chunksize=1, progress=True)] == [3.0, 0.1]
+    assert re.search(r"nap: \d of 2 done, \d s \((running on \S+ for|waiting for|\d+ tasks? ahead)", capfd.readouterr().err)
     await task
     assert task.waiting_for == ""
 

@@ -124,6 +124,8 @@ async def test_a_group_by_its_name(fabric: Fabric) -> None:
     named = quote("night run/3", safe="")
     answer = await ada.api.call("GET", f"/groups/{named}", None, api.GroupAnswer)
     assert (answer.id, answer.name, answer.tasks) == (group, "night run/3", order)
+    short = await ada.api.call("GET", f"/groups/{named}?tasks=false", None, api.GroupAnswer)
+    assert (short.id, short.name, short.tasks) == (group, "night run/3", [])
     pages: list[str] = []
     while page := await ada.api.list(f"/groups/{named}/tasks?limit=4&after={pages[-1] if pages else ''}", api.TaskBrief):
         pages += [brief.id for brief in page]
