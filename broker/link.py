@@ -234,14 +234,16 @@ class Link:
     async def _confirming(self) -> AbstractUnderlayChannel:
         """The channel to publish on.  One bad publish closes it for all; then there is a new one."""
         async with self._opening:
-            if self._confirmed is None or self._confirmed.is_closed:
+            confirmed = self._confirmed
+            if confirmed is None or confirmed.is_closed:
                 if self._publishing is None:
                     raise ConnectionError("not connected")
                 channel = await self._publishing.channel(publisher_confirms=True, on_return_raises=True)
-                self._publisher, self._confirmed = channel, await channel.get_underlay_channel()
+                confirmed = await channel.get_underlay_channel()
+                self._publisher, self._confirmed = channel, confirmed
                 self._opened = time.monotonic()
                 await self._close_left()
-            return self._confirmed
+            return confirmed  # not what stands there now: the link may have gone down meanwhile
 
     async def _close_left(self) -> None:
         """Close channels on which nobody can wait any more."""
