@@ -62,6 +62,8 @@ class Collector:
         self._consumers: dict[str, Consumer] = {}
         self.conflicts = 0
         """Results that came for tasks which had ended with another one."""
+        self.replaced = 0
+        """Results of tasks that the front door had ended itself."""
         self.stored = 0
         """Results that are in the store, those that were there before included."""
 
@@ -183,6 +185,10 @@ class Collector:
             self.stored += 0 if end.reason else len(bundle.body.results)
             if end.reason:
                 log.warning("results of endpoint %s are refused: %s", bundle.body.endpoint, end.reason, extra={"action": "results_refused"})
+            if end.replaced:
+                self.replaced += end.replaced
+                said = "%d tasks of endpoint %s had been given up, and have a result after all"
+                log.warning(said, end.replaced, bundle.body.endpoint, extra={"action": "replaced"})
             if end.conflicts:
                 self.conflicts += end.conflicts
                 log.warning(
@@ -199,7 +205,7 @@ class Collector:
     async def _copy_refusal(self, body: bytes, group: str | None) -> None:
         """Streams are not bound to refusals, so everybody who listens to the group gets a copy."""
         if group is None:
-            log.warning("an endpoint refused a bundle that it was never sent", extra={"action": "stray_refusal"})
+            log.warning("an endpoint refused a bundle that it was never sent, or has received", extra={"action": "stray_refusal"})
             return
         async with self._database.read() as connection:
             listeners = await sessions.listening(connection, [group], 0)

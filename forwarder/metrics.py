@@ -138,6 +138,7 @@ class _Now(Source):
             tasks.add_metric([verdict], getattr(verdicts, verdict))
         yield tasks
         yield CounterMetricFamily("funcmq_results_stored", "Results of tasks stored here.", parts.collector.stored)
+        yield CounterMetricFamily("funcmq_results_replaced", "Results of tasks that had been given up.", parts.collector.replaced)
         yield CounterMetricFamily(
             "funcmq_result_conflicts", "Results that came after another one of the same task.", parts.collector.conflicts
         )

@@ -18,7 +18,7 @@ from sqlalchemy import and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker import topology
-from funcmq.broker.errors import Busy, FuncmqError
+from funcmq.broker.errors import FuncmqError
 from funcmq.broker.link import Link
 from funcmq.forwarder import bundles as bundle_rows
 from funcmq.forwarder import missing
@@ -36,6 +36,8 @@ log = logging.getLogger("funcmq.reconciler")
 LOOK_EVERY_S = 10.0
 MOST = 100
 """Bundles in one round."""
+SILENCE_EVERY_MS = 3_600_000
+"""Between two looks for endpoints that went silent: who waits for 14 days can wait for an hour more."""
 MOST_TASKS = 5_000
 """Tasks that one transaction ends."""
 
@@ -58,7 +60,7 @@ class Reconciler:
         self._queues = Queues(link)
         self._wanted = asyncio.Event()
         self._looked: dict[str, int] = {}
-        self._began = 0
+        self._began = self._judged = 0
 
     def look(self) -> None:
         """Something waits to be sent now."""
@@ -81,7 +83,9 @@ class Reconciler:
         done = await self.send_unconfirmed(now)
         if self._link.up:
             done += await self.send_missing(now) + await self.expire(now)
-            await self.lose_silent(now)
+            if now - self._judged >= SILENCE_EVERY_MS:
+                self._judged = now
+                await self.lose_silent(now)
         return done >= MOST
 
     async def _rest(self) -> None:
@@ -102,14 +106,13 @@ class Reconciler:
         return len(found)
 
     async def _send(self, sending: Sending | None, why: str) -> None:
-        """The row is written; what is not confirmed now is sent again later."""
-        if sending is None:
-            return
-        log.info("bundle %d is sent again (%d): %s", sending.seq, sending.dispatch, why, extra={"action": "sent_again"})
-        try:
+        """The row is written; what is not confirmed now is sent again in a minute.
+
+        :raises Busy: the broker does not confirm, and would keep the others of this round waiting as long.
+        """
+        if sending is not None:
+            log.info("bundle %d is sent again (%d): %s", sending.seq, sending.dispatch, why, extra={"action": "sent_again"})
             await self._sender.send(sending)
-        except Busy as later:
-            log.warning("bundle %d waits: %s", sending.seq, later.message, extra={"action": "send_waits"})
 
     async def send_missing(self, now: int) -> int:
         """Send again what its endpoint should have received by now, or leave it alone; how many that were."""

@@ -33,10 +33,13 @@ _RECEIVED_BY_RESULT = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What became of one result bundle.  `reason` is '' when it is in the store; `conflicts` counts tasks with another result before."""
+    """What became of one result bundle.  `reason` is '' when it is in the store; `conflicts` counts tasks with another result before,
+    `replaced` those that the front door itself had ended.
+    """
 
     reason: str
     conflicts: int
+    replaced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,9 @@ async def store(connection: AsyncConnection, found: Sequence[ResultBundle], now:
     for bundle in found:
         reason = misplaced(bundle.body, known.bundle, known.homes)
         seq = None if reason else await _add(connection, bundle, now)
+        before = len(known.given_up)
         again = [] if seq is None else _end(bundle, seq, known)
-        kept.append(Kept(reason, await _conflicts(connection, again, known)))
+        kept.append(Kept(reason, await _conflicts(connection, again, known), len(known.given_up) - before))
     await many(connection, _END_TASK, known.ends)
     await _forget_failures(connection, known.given_up)
     await _mark_received(connection, found, known, now)
@@ -150,8 +154,10 @@ async def note_receipts(connection: AsyncConnection, receipts: Sequence[Receipt]
 
 
 async def refuse(connection: AsyncConnection, refusal: Refused, now: int) -> str | None:
-    """The endpoint did not take a bundle: its open tasks have failed.  The group, or None where no such bundle went to this endpoint."""
-    mine = (bundles.c.id == refusal.bundle, bundles.c.endpoint_id == refusal.endpoint)
+    """The endpoint did not take a bundle: its open tasks have failed.  The group, or None where no such bundle went to this endpoint, or
+    it has received it: then a copy was refused, and what was received ends by its journal alone.
+    """
+    mine = (bundles.c.id == refusal.bundle, bundles.c.endpoint_id == refusal.endpoint, bundles.c.state != int(State.RECEIVED))
     row = (await connection.execute(select(bundles.c.seq, bundles.c.group_id).where(*mine))).first()
     if row is None:
         return None

@@ -17,6 +17,7 @@ from funcmq.broker.messages import Options, Outcome, Results, Signed, Work
 from funcmq.broker.waiting import sentence
 from funcmq.forwarder import states
 from funcmq.forwarder.bundles import read_work
+from funcmq.forwarder.evidence import left_alone
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.states import ENDED_HERE, State
 from funcmq.forwarder.tables import bundle_bytes, bundles, endpoints, failures, results, tasks
@@ -41,6 +42,7 @@ _ROW = (
     bundles.c.accepted,
     bundles.c.published,
     bundles.c.received,
+    bundles.c.resent,
     endpoints.c.name.label("endpoint_name"),
     endpoints.c.held,
     endpoints.c.since,
@@ -266,6 +268,8 @@ def make_view(row: Row[Any], around: Around, live: Live, now: int, *, whole: boo
 
 
 def _why(row: Row[Any], state: api.State, options: Options | None, before: int | None, live: Live, now: int) -> api.Waiting:
+    if state == "published" and (missing := left_alone(row.resent)):
+        return api.Waiting(kind="reason", reason=missing)
     pool, walltime_s = (options.pool, options.walltime_s) if options else ("", 0.0)
     home = Home(row.endpoint_name, row.held, row.since, row.seen, row.host)
     return why(Open(state, pool, walltime_s, *live.running_on(row.id), before), home, live.sign(row.endpoint_id), now)

@@ -10,14 +10,17 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker import codec, topology
-from funcmq.broker.messages import Dispatch, Heartbeat, Order, Receipt, Work
+from funcmq.broker.messages import Dispatch, Heartbeat, Order, Receipt, Refused, Work
+from funcmq.broker.signing import REFUSED
 from funcmq.forwarder import evidence
 from funcmq.forwarder.live import Live
 from funcmq.forwarder.queues import Queues
 from funcmq.forwarder.reconciler import Reconciler
+from funcmq.forwarder.reports import ResultBundle, Source, read_results
 from funcmq.forwarder.resend import Resender, Stragglers
+from funcmq.forwarder.results import Kept, store
 from funcmq.forwarder.states import State
-from funcmq.forwarder.tables import bundles
+from funcmq.forwarder.tables import bundles, failures
 from funcmq.forwarder.tasks import end_here
 from tests.forwarder_rig import HOUR_MS, Endpoint, Fabric, User, call_task, eventually, now_ms, outcome_of, settled
 
@@ -111,7 +114,7 @@ async def test_an_empty_queue_is_evidence_three_times(fabric: Fabric) -> None:
     assert await depth(fabric, endpoint) == 0
     row = await row_of(fabric, bundle)
     assert (row.dispatches, row.resent) == (4, evidence.LEFT_ALONE)
-    assert "never received" in evidence.left_alone(row.resent)
+    assert "never received" in (await user.view(work.tasks[0].id)).waiting_for
     assert await reconciler(fabric).send_missing(await later(fabric, bundle, 10_000)) == 0
     listed = await user.api.list("/dead", dict[str, Any])
     assert [(letter["bundle"], letter["reason"], letter["state"]) for letter in listed] == [(bundle, "missing", "left alone")]
@@ -229,3 +232,41 @@ async def test_an_endpoint_whose_results_do_not_come_is_asked_for_them(fabric: F
             await asker.look(endpoint.id, now)
         assert await endpoint.orders.get() == Order(1, "resend")
         assert endpoint.orders.empty()
+
+
+@pytest.mark.asyncio
+async def test_ends_that_a_result_replaces_are_counted_once(fabric: Fabric) -> None:
+    """A task that was given up and has a result after all is counted; a second, different result is a conflict and changes nothing."""
+    user = fabric.admin
+    endpoint = await fabric.endpoint(user)
+    work, bundle = await sent(fabric, user, endpoint)
+    row, task = await row_of(fabric, bundle), work.tasks[0].id
+    assert await reconciler(fabric).expire(row.expires + 5 * MINUTE_MS + 1) == 1
+    assert (await user.query(task)).tasks[0].state == "expired"
+
+    async def kept(number: int) -> Kept:
+        data = endpoint.results(work.user, work.group, [outcome_of(task, number)])
+        found = read_results(Source(endpoint.id, endpoint.key.public), data)
+        assert isinstance(found, ResultBundle)
+        return (await fabric.running.door.database.write(lambda connection: store(connection, [found], now_ms())))[0]
+
+    assert [await kept(number) for number in (1, 1, 2)] == [Kept("", 0, 1), Kept("", 0, 0), Kept("", 1, 0)]
+    assert (await user.view(task)).state == "succeeded"
+
+
+@pytest.mark.asyncio
+async def test_what_was_received_is_not_ended_by_a_refused_copy(fabric: Fabric) -> None:
+    """A refusal of a bundle that its endpoint has received changes nothing: its journal ends it."""
+    user = fabric.admin
+    endpoint = await fabric.endpoint(user)
+    work, bundle = await sent(fabric, user, endpoint)
+    refusal = Refused(1, endpoint.id, endpoint.key.public.id, now_ms(), bundle, "NotAllowed", "No such key here.")
+    async with endpoint.connected(take=False):
+        await receive(endpoint, work, bundle)
+        await eventually(user, work.tasks[0].id, "received")
+        await endpoint.report("refused/1", endpoint.key.sign(REFUSED, codec.encode(refusal)), "-")
+        await endpoint.finish(work, [outcome_of(work.tasks[0].id)])  # what comes later is stored later
+        assert (await user.view(work.tasks[0].id)).state == "succeeded"
+        async with fabric.running.door.database.read() as connection:
+            assert (await connection.execute(select(failures).where(failures.c.task == work.tasks[0].id))).first() is None
+    assert (await row_of(fabric, bundle)).state == State.RECEIVED

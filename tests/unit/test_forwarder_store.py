@@ -11,12 +11,14 @@ import pytest
 import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from funcmq.broker.errors import ConfigurationError, Conflict
-from funcmq.forwarder import people
+from funcmq.forwarder import missing, people
+from funcmq.forwarder.bundles import unconfirmed
 from funcmq.forwarder.database import Database, opened, parse_url
+from funcmq.forwarder.evidence import Spans, Witness
 from funcmq.forwarder.memo import Memo
 from funcmq.forwarder.settings import load
 from funcmq.forwarder.tables import PENDING, bundles, metadata
@@ -132,3 +134,23 @@ def test_memory_is_bounded_and_forgets() -> None:
     memo.put(4, "4")
     memo.clear()
     assert memo.get(4) is None
+
+
+@pytest.mark.asyncio
+async def test_looking_for_what_went_missing_walks_over_no_history(database: Database) -> None:
+    """However many bundles were received, the reconciler's questions are answered from an index."""
+    asked: list[str] = []
+    async with database.read() as connection:
+
+        def note(_c: object, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object) -> None:
+            asked.append(statement.replace("?", "{!r}").format(*parameters))
+
+        event.listen(connection.sync_connection, "before_cursor_execute", note)
+        await missing.waiting(connection, 10**12, Spans())
+        await missing.heard(connection, "e" * 32)
+        await missing.suspects(connection, "e" * 32, Witness(5, empty=False), 10**12, Spans(), 10)
+        await unconfirmed(connection, 10**12, 10)
+        event.remove(connection.sync_connection, "before_cursor_execute", note)
+        plans = [[row[-1] for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")] for text in asked]
+    assert len(plans) == 4
+    assert not [plan for plan in plans if not any("ix_bundles" in line for line in plan)], plans
