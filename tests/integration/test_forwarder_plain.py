@@ -17,7 +17,7 @@ from funcmq.broker.messages import Signature, Signed, Work
 from funcmq.broker.signing import BUNDLE
 from funcmq.cli import cli
 from funcmq.dev.rabbitmq import Node
-from funcmq.dev.stack import Stack
+from funcmq.dev.stack import PROBE_S, Stack
 from funcmq.forwarder.service import serving
 from tests.forwarder_rig import outcome_of, settings_for, sqlite_url
 from tests.integration.test_forwarder_root import fabric_of, token_of
@@ -140,7 +140,8 @@ async def test_a_real_endpoint_runs_what_curl_could_send(stack: Stack, monkeypat
         await run("endpoint", "trust", "dev", "--front-door", "--yes")
         try:
             status, said = await post(stack.url, stack.token, body)
-            while status == 403:  # until the daemon has told the front door whom it trusts
+            while status == 403:  # until the daemon has told the front door whom it trusts: nothing to wait on from outside
+                await asyncio.sleep(PROBE_S)
                 status, said = await post(stack.url, stack.token, body)
             assert status == 202, said
             good, bad = said["tasks"]
@@ -157,7 +158,7 @@ async def test_a_real_endpoint_runs_what_curl_could_send(stack: Stack, monkeypat
 async def ended(stack: Stack, task: str) -> dict[str, Any]:
     """The result as HTTP tells it: the store has it a moment after the stream."""
     while (said := await get(stack.url, stack.token, f"/tasks/{task}/result"))["state"] not in api.ENDS:
-        pass
+        await asyncio.sleep(PROBE_S)
     return said
 
 
