@@ -12,6 +12,9 @@ import importlib
 import multiprocessing
 import runpy
 from multiprocessing import forkserver
+from multiprocessing.util import Finalize
+
+from funcmq.endpoint.worker.scratch import Scratch
 
 POOL = "parsl.executors.high_throughput.process_worker_pool"
 LOADED = "funcmq.endpoint.worker.forks"
@@ -20,11 +23,18 @@ LOADED = "funcmq.endpoint.worker.forks"
 
 def main() -> None:
     """Run until the interchange is gone or says so."""
+    _keep_sockets(Scratch())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([LOADED])
     forkserver.ensure_running()
     importlib.import_module("parsl.multiprocessing").SpawnContext = context  # type: ignore[attr-defined]
     runpy.run_module(POOL, run_name="__main__", alter_sys=True)
+
+
+def _keep_sockets(scratch: Scratch) -> None:
+    """Let multiprocessing, here and in what it starts, put its sockets into a folder that is removed even after a kill -9."""
+    multiprocessing.current_process()._config["tempdir"] = str(scratch.path)  # type: ignore[attr-defined]  # where its get_temp_dir looks
+    Finalize(None, scratch.close, exitpriority=-100)
 
 
 if __name__ == "__main__":
