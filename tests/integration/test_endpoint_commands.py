@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,14 @@ async def funcmq(stack: Stack, *arguments: str, **variables: str) -> tuple[int, 
     )
     out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
+
+
+async def seen(stack: Stack, name: str, word: str, **variables: str) -> tuple[str, dict[str, Any]]:
+    """Status as a table and as JSON, once the table has this word: what a daemon is now, a heartbeat tells a moment later."""
+    async with asyncio.timeout(60):
+        while word not in (table := (await funcmq(stack, "status", name, **variables))[1]):
+            pass
+    return table, json.loads((await funcmq(stack, "status", name, "-o", "json", **variables))[1])
 
 
 async def test_an_endpoint_from_init_to_delete(stack: Stack, tmp_path: Path) -> None:
@@ -71,15 +80,14 @@ async def test_from_another_host(stack: Stack, tmp_path: Path) -> None:
     await funcmq(stack, "init", "far", "--workers", "1", "--yes", "--journal-dir", str(tmp_path / "journal"))
     try:
         assert (await funcmq(stack, "start", "far"))[0] == 0
-        shown = json.loads((await funcmq(stack, "status", "far", "-o", "json", **elsewhere))[1])
+        _, shown = await seen(stack, "far", "connected", **elsewhere)
         assert (shown["online"], shown["host"]) == (True, socket.gethostname())
         os.kill(shown["pid"], 0)
         status, out, err = await funcmq(stack, "logs", "far", "-n", "3", **elsewhere)
         assert (status, len(out.splitlines()) <= 3, socket.gethostname() in err) == (0, True, True)
         assert out.splitlines()[-1] in (await funcmq(stack, "logs", "far"))[1]
         assert socket.gethostname() in (await funcmq(stack, "drain", "far", **elsewhere))[2]
-        table = (await funcmq(stack, "status", "far", **elsewhere))[1]
-        assert "draining" in table
+        table, _ = await seen(stack, "far", "draining", **elsewhere)
         assert not re.search(r"\b\d{13}\b", table + (await funcmq(stack, "list"))[1]), "milliseconds are for programs"
     finally:
         status, _, err = await funcmq(stack, "stop", "far", **elsewhere)
