@@ -18,10 +18,11 @@ ARGS ?=
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make .venv with everything, and install RabbitMQ if there is none (apt-get, with sudo where you are not root)
+setup: $(STAMP) ## Make .venv with everything; install RabbitMQ and PostgreSQL if there are none (apt-get, with sudo where you are not root)
 	@$(PY) -m funcmq.dev.install
 
-demo: setup ## Real work on real files, on a private fabric: the standard library, or DIR=/your/files
+demo: $(STAMP) ## Real work on real files, on a private fabric: the standard library, or DIR=/your/files
+	@$(PY) -m funcmq.dev.install rabbitmq
 	@$(VENV)/bin/funcmq dev -- $(PY) examples/metadata.py $(DIR)
 
 # two at a time: most tests wait for something; those that share a fabric or a broker stay together (tests/conftest.py)
@@ -36,23 +37,23 @@ chaos: setup ## The tests that kill processes under work
 long: setup ## The same laws over more tasks and more kills (many minutes)
 	@$(PY) -m pytest $(SPREAD) -m long $(ARGS)
 
-lint: setup ## Style, by ruff
+lint: $(STAMP) ## Style, by ruff
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 
-format: setup ## Put the code into the form that lint wants
+format: $(STAMP) ## Put the code into the form that lint wants
 	@$(VENV)/bin/ruff format .
 
-types: setup $(TYPING) ## Types, by mypy in strict mode
+types: $(STAMP) $(TYPING) ## Types, by mypy in strict mode
 	@$(VENV)/bin/mypy -p funcmq
 
-docs: setup ## The documentation as offline HTML, in build/docs; warnings are errors
+docs: $(STAMP) ## The documentation as offline HTML, in build/docs; warnings are errors
 	@$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 
 bench: setup ## Figures beside a peer, in the same run
 	@$(VENV)/bin/funcmq dev -- $(PY) -m bench $(ARGS)
 
-clean: ## Remove what the other targets made (not RabbitMQ)
+clean: ## Remove what the other targets made (not RabbitMQ, not PostgreSQL)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""`python -m funcmq.dev.install`: RabbitMQ and PostgreSQL from the system's packages, where they are missing; `make setup` calls it.
+"""`python -m funcmq.dev.install [rabbitmq] [postgresql]`: from the system's packages, where they are missing; the Makefile calls it.
 
 Only apt-get is driven; elsewhere it says the line to type.  Debian's packages start a broker and a database of their own where systemd
 runs (and the database wherever an init script may): those are switched off again, because funcmq starts private ones.  What was there
@@ -45,8 +45,9 @@ SERVERS = (
 
 
 def main() -> int:
-    """The exit status: 0 when all of them are there."""
-    return max(_provide(server) for server in SERVERS)
+    """The exit status: 0 when those named in the arguments, or all, are there."""
+    wanted = {name.lower() for name in sys.argv[1:]}
+    return max(_provide(server) for server in SERVERS if not wanted or server.name.lower() in wanted)
 
 
 def _provide(server: Server) -> int:
