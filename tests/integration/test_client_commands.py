@@ -73,15 +73,15 @@ def test_what_became_of_tasks(funcmq: Shell, module: str) -> None:
     name = Path(module).stem
     rows = {row["function_name"]: row for row in funcmq.json("task", "list", "--since", "10m", "--limit", "2")}
     good, bad = (rows[f"{name}.{function}"]["id"][-8:] for function in ("add", "divide"))
+    funcmq("task", "wait", good)
+    _, err = funcmq("task", "wait", bad, exit=1)
+    assert "ZeroDivisionError" in err
     out, _ = funcmq("task", "list", "--state", "failed", "--limit", "5")
     assert re.search(rf"{bad} +{name}\.divide +failed +dev +\d+ \w+ ago +\d.* ZeroDivisionError: division by zero", out)
     shown, _ = funcmq("task", "show", bad)
     assert re.search(r"ended +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(\d+ \w+ ago\)", shown)
     assert "failure        ZeroDivisionError: division by zero" in shown
     assert "in divide" in shown
-    funcmq("task", "wait", good)
-    _, err = funcmq("task", "wait", bad, exit=1)
-    assert "ZeroDivisionError" in err
     assert funcmq("task", "result", good)[0] == "21\n"
     assert funcmq("task", "logs", good) == ("adding\n", "a warning\n")
     assert funcmq.json("task", "logs", good)["stdout"] == "adding\n"
