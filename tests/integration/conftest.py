@@ -29,11 +29,9 @@ async def template(postgres: PostgresNode) -> str:
 
 
 @pytest_asyncio.fixture
-async def postgres_url(postgres: PostgresNode, template: str) -> AsyncIterator[str]:
-    """The URL of an empty PostgreSQL database of this test alone, with this release's tables."""
-    name = new_hex()
-    yield await postgres.create(name, template)
-    await postgres.drop(name)
+async def postgres_url(postgres: PostgresNode, template: str) -> str:
+    """The URL of an empty PostgreSQL database of this test alone, with this release's tables; it goes with the server."""
+    return await postgres.create(new_hex(), template)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
