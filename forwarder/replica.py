@@ -38,6 +38,7 @@ class Replica:
         self.notices = Notices(link, self.claims.id, self.live)
         self._collector: Collector | None = None
         self._joined = False
+        self._made: set[str] = set()
         self._fresh: asyncio.Queue[str] = asyncio.Queue()
 
     def runs(self, said: bytes) -> None:
@@ -45,8 +46,9 @@ class Replica:
         if self._several and not self.claims.alone:
             self.notices.forward(said)
 
-    def watch(self, _endpoint: str, _key: PublicKey) -> None:
-        """There is a new endpoint: some serve takes in its results."""
+    def watch(self, endpoint: str, _key: PublicKey) -> None:
+        """There is a new endpoint, whose queues were just made: some serve takes in its results."""
+        self._made.add(endpoint)
         self.claims.look()
         self._tell(CLAIMS)
 
@@ -95,7 +97,9 @@ class Replica:
     async def _took(self, held: Held) -> None:
         assert self._collector is not None, "after join"
         for endpoint in await self._collector.keep_to(held.keys):
-            self._fresh.put_nowait(endpoint)
+            if endpoint not in self._made:
+                self._fresh.put_nowait(endpoint)
+        self._made.difference_update(held.keys)
         if held.freed or not self._joined:
             self._joined = True
             self._tell(CLAIMS)
