@@ -14,7 +14,7 @@ import pytest
 
 from funcmq.broker import lifeline
 from funcmq.broker.errors import AlreadyRunning, InvalidRequest
-from funcmq.dev import daemon
+from funcmq.dev import daemon, databases
 from funcmq.dev.brokers import with_credentials
 from funcmq.dev.folder import Folder, write_secret
 from funcmq.dev.guard import Command, Job
@@ -77,6 +77,25 @@ def test_passwords_stay_out_of_command_lines() -> None:
         with_credentials("amqp://other.example.org:5672", whole)
     with pytest.raises(InvalidRequest, match="no credentials for"):
         with_credentials("amqp://broker.example.org:5672", "")
+
+
+@pytest.mark.parametrize(
+    "url", ["garbage", "mysql://h/d", "postgresql://h", "postgresql://h:x/d", "sqlite://", "postgresql://u:secret@h/d"]
+)
+def test_what_is_no_database_is_refused_before_anything_starts(url: str) -> None:
+    """Garbage, an unknown kind, a missing name and a password in the command line are usage errors that show no password."""
+    with pytest.raises(InvalidRequest) as refused:
+        databases.with_credentials(url, "")
+    assert refused.value.exit == 2
+    assert "secret" not in str(refused.value)
+
+
+def test_the_password_of_a_database_comes_from_the_environment() -> None:
+    """The variable's URL is taken where it is of the same place, and only there."""
+    whole = "postgresql://u:secret@h:5432/d"
+    assert databases.with_credentials("postgresql://h/d", whole) == whole
+    assert databases.with_credentials("postgresql://h/e", whole) == "postgresql://h/e"
+    assert databases.with_credentials("", whole) == ""
 
 
 def test_jobs_travel_whole() -> None:
