@@ -86,9 +86,8 @@ async def test_serve_wants_the_tables_of_its_release(postgres: PostgresNode) -> 
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
-    async with opened(url) as database:
-        async with database.read() as connection:
-            assert await connection.run_sync(differences) == []
+    async with opened(url) as database, database.read() as connection:
+        assert await connection.run_sync(differences) == []
     await _say_release(url, "0001")
     with pytest.raises(ConfigurationError) as older:
         async with opened(url):
