@@ -145,9 +145,7 @@ class _Now(Source):
         yield CounterMetricFamily("funcmq_bundles_sent", "Bundles that the broker confirmed.", parts.sender.sent)
         yield CounterMetricFamily("funcmq_bundles_sent_again", "Of these, those sent more than once.", parts.sender.sent_again)
         sizes = parts.database.write.sizes
-        yield HistogramMetricFamily(
-            "funcmq_transaction_operations", "Requests that shared one transaction.", sizes.cumulative(), sizes.sum
-        )
+        yield HistogramMetricFamily("funcmq_transaction_operations", "Requests that shared one transaction.", sizes.cumulative(), sizes.sum)
 
     def _live(self) -> Iterator[Metric]:
         link = self._parts.link

@@ -175,12 +175,12 @@ async def test_one_at_a_time_is_the_profile_dev(home: Path) -> None:
         '{"pid": "x"}',
         '{"pid": 4194303999, "url": "http://x"}',
         '{"pid": 0, "url": "http://x"}',
-        f'{{"pid": {os.getpid()}, "born": "1", "url": "http://x"}}',
+        '{"pid": OURS, "born": "1", "url": "http://x"}',
     ],
 )
 def test_what_a_killed_dev_has_left_is_ignored(home: Path, text: str) -> None:
     """Half a file, a pid that is nobody's, and a pid that was given out again since: as if there were no file, and it is replaced."""
-    (home / "dev.json").write_text(text)
+    (home / "dev.json").write_text(text.replace("OURS", str(os.getpid())))
     with pytest.raises(ConfigurationError, match="No fabric"):
         resolve()
     profile = Profile({"url": "http://127.0.0.1:1"}, home / "dev.json")
