@@ -220,7 +220,13 @@ def _collection(kind: type, value: Any, what: str) -> str:
     return start + ", ".join(parts) + ("," if kind is tuple and len(parts) == 1 else "") + end
 
 
-_BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}"), set: ("{", "}"), frozenset: ("frozenset({", "})")}
+_BRACKETS: dict[type, tuple[str, str]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    dict: ("{", "}"),
+    set: ("{", "}"),
+    frozenset: ("frozenset({", "})"),
+}
 _MADE: dict[type, Callable[[Any], str]] = {
     re.Pattern: lambda value: f'__import__("re").compile({value.pattern!r}, {value.flags})',
     logging.Logger: lambda value: f'__import__("logging").getLogger({value.name!r})',
