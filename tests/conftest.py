@@ -20,13 +20,11 @@ SHARED = ("other", "wide", "stack", "rabbitmq", "postgres")
 """Fixtures that take seconds to start: tests that use one of them run in one process, so that it starts once."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Say which tests stay together when they run two at a time."""
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = next((name for name in SHARED if name in fixtures), item.nodeid.partition("::")[0])
-        item.add_marker(pytest.mark.xdist_group(group))
+    fixtures = getattr(item, "fixturenames", ())
+    group = next((name for name in SHARED if name in fixtures), item.nodeid.partition("::")[0])
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

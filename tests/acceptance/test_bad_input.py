@@ -134,13 +134,12 @@ async def test_a_key_that_the_endpoint_does_not_trust_is_not_allowed(fx: Client,
     key.save(tmp_path / "key")
     neighbours = Neighbours(fx)
     async with Api(stack.url, stack.token) as door:
-        me = await door.call("GET", "/me", None, api.Me)
         await door.call("POST", "/keys", api.KeyRequest(key=key.public.text), api.KeyView)
         try:
             async with Client(key=tmp_path / "key") as untrusted:
                 with neighbours:
                     wrong = untrusted.submit(act, "good", 1)
-                line = f"funcmq endpoint trust dev '{key.public.text} {me.user}'"
+                line = f"funcmq endpoint trust dev {key.public.fingerprint}"
                 await error_of(wrong, errors.NotAllowed, key.public.fingerprint, line)
         finally:
             await door.tell("DELETE", f"/keys/{key.public.id}")
