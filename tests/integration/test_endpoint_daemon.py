@@ -17,7 +17,7 @@ from funcmq.broker.ids import new_hex, new_id
 from funcmq.broker.messages import FunctionRef
 from funcmq.broker.signing import BUNDLE, RESULTS, PrivateKey
 from funcmq.dev.rabbitmq import Node
-from tests.endpoint_rig import Rig, rig
+from tests.endpoint_rig import WORKERS, Rig, rig
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
@@ -156,16 +156,18 @@ async def test_garbage_harms_nobody(endpoint: Rig) -> None:
 async def test_trust_taken_away_works_at_once(endpoint: Rig) -> None:
     """A line taken out of trusted_keys stops what waits and what comes; put back, work runs again."""
     keys = endpoint.config.trusted_keys.read_text()
-    busy = await endpoint.submit(slow, *[(1.0,)] * 2)
-    waiting = await endpoint.submit(slow, (1.5,))
+    busy = await endpoint.submit(slow, *[(1.0,)] * WORKERS, retry="never")  # such tasks are never packed: each takes a worker
+    waiting = await endpoint.submit(slow, (1.5,), retry="never")
     await endpoint.until(lambda: endpoint.receipts)
-    endpoint.config.trusted_keys.write_text("# nobody\n")
-    outcome = (await endpoint.ends(waiting))[0]
-    assert outcome.failure is not None and outcome.failure.code == "NotAllowed"
-    await endpoint.ends(busy)
-    await endpoint.submit(double, (1,))
-    await endpoint.until(lambda: endpoint.refused)
-    endpoint.config.trusted_keys.write_text(keys)
+    try:
+        endpoint.config.trusted_keys.write_text("# nobody\n")
+        outcome = (await endpoint.ends(waiting))[0]
+        assert outcome.failure is not None and outcome.failure.code == "NotAllowed"
+        await endpoint.ends(busy)
+        await endpoint.submit(double, (1,))
+        await endpoint.until(lambda: endpoint.refused)
+    finally:
+        endpoint.config.trusted_keys.write_text(keys)
     assert await endpoint.values(await endpoint.submit(double, (1,))) == [2]
 
 
@@ -173,7 +175,7 @@ async def test_cancel_waiting_running_and_before_it_came(endpoint: Rig) -> None:
     """A cancelled task ends as cancelled within two seconds, whether it runs, waits, or comes after its cancel; its neighbours end as
     usual.
     """
-    running = await endpoint.submit(slow, (30.0,), (30.0,))
+    running = await endpoint.submit(slow, (30.0,), (30.0,), retry="never")
     waiting = await endpoint.submit(slow, (0.01,), (0.02,))
     late = endpoint.work(endpoint.door.register(double), [(1,), (2,)])
     await endpoint.until(lambda: set(running) <= set(endpoint.running))
@@ -191,7 +193,7 @@ async def test_cancel_waiting_running_and_before_it_came(endpoint: Rig) -> None:
 
 async def test_expiry(endpoint: Rig) -> None:
     """What has not started by its not_after ends as expired, though all workers are busy."""
-    busy = await endpoint.submit(slow, (3.0,), (3.0,))
+    busy = await endpoint.submit(slow, (3.0,), (3.0,), retry="never")
     late = await endpoint.submit(double, (1,), not_after=int(time.time() * 1000) + 1000)
     assert (await endpoint.ends(late))[0].state == "expired"
     assert not set(busy) & set(endpoint.outcomes)
