@@ -349,6 +349,7 @@ class Engine:
     def _hand_over(self, pool: Pool, launch: Launch) -> None:
         if not launch.tasks:
             self.core.lost(launch.number, "", now_ms())
+            self._turn_soon()  # its place is free for those who wait
         elif any(values.is_large(task) for task in launch.tasks):
             self._spawn(self._spill(pool, launch), f"spill {launch.number}")
         else:

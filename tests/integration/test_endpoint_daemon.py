@@ -241,6 +241,16 @@ async def test_a_broker_away_loses_nothing(endpoint: Rig) -> None:
     assert await endpoint.values(ids, 60) == [0.05] * 50
 
 
+async def test_what_comes_again_holds_up_nobody(endpoint: Rig) -> None:
+    """A bundle whose tasks have ended, delivered again beside new work, neither runs again nor keeps the new work waiting."""
+    work = endpoint.work(endpoint.door.register(slow), [(0.0,)] * WORKERS, retry="never")
+    await endpoint.send(work)
+    await endpoint.ends([task.id for task in work.tasks])
+    for _ in range(20):
+        *_, ids = await asyncio.gather(endpoint.send(work), endpoint.send(work), endpoint.submit(slow, (0.0,), retry="never"))
+        assert await endpoint.values(ids, 10) == [0.0]
+
+
 async def test_unknown_ids_are_not_confused(endpoint: Rig) -> None:
     """`stored` and `cancel` about things nobody knows are taken without harm."""
     await endpoint.control("stored/1", messages.Stored(1, [("f" * 64, ""), ("e" * 64, "reason")]))
