@@ -34,7 +34,7 @@ test: setup ## The tests but for `make chaos` (some of them: ARGS="tests/unit -k
 chaos: setup ## The tests that kill processes under work
 	@$(PY) -m pytest $(SPREAD) -m chaos $(ARGS)
 
-long: setup ## The same laws over more tasks and more kills (many minutes)
+long: setup ## The same laws over more tasks, more kills and a second Python (many minutes)
 	@$(PY) -m pytest $(SPREAD) -m long $(ARGS)
 
 lint: $(STAMP) ## Style, by ruff

@@ -28,7 +28,7 @@ from funcmq.endpoint.pool import Pool
 from funcmq.endpoint.worker.packet import Done, Member, Packet, Report
 from tests import pythons
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240), pytest.mark.long]
 OFFSET = 40
 
 
