@@ -22,7 +22,7 @@ from tests.connect_proxy import connect_proxy
 from tests.namespace import Namespace, namespace
 from tests.relay import relay
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
 
 TASKS = 1_000
 SECRET = "pr0xy-s3cret"

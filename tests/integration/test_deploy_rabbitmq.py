@@ -151,7 +151,7 @@ class _Flow:
             raise AssertionError(f"{len(self._missing)} of {self._sent} confirmed messages have not come out") from None
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.timeout(240)
 @pytest.mark.asyncio
 async def test_a_cluster_outlives_a_node() -> None:
