@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -32,6 +33,7 @@ class Delivery:
     redelivered: bool
     timestamp: float
     _message: AbstractIncomingMessage = field(repr=False)
+    _ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -45,12 +47,16 @@ class Delivery:
 
     async def ack(self) -> None:
         """It is safe elsewhere now: the broker may forget it."""
+        if self._ended.is_set():
+            return  # on a channel that is being closed it would cost the whole connection
         with contextlib.suppress(*LOST):
             async with within(ANSWER_S):
                 await self._message.ack()
 
     async def reject(self, *, requeue: bool = False) -> None:
         """To the dead letters of its queue, or back to its head."""
+        if self._ended.is_set():
+            return
         with contextlib.suppress(*LOST):
             async with within(ANSWER_S):
                 await self._message.reject(requeue=requeue)
@@ -108,16 +114,17 @@ class Consumer:
             underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
             await channel.set_qos(self._prefetch, timeout=CONNECT_S)
             queue = await channel.get_queue(self.queue, ensure=False)
-            await queue.consume(self._deliver, timeout=CONNECT_S)
+            await queue.consume(partial(self._deliver, ended), timeout=CONNECT_S)
             heed_cancel()
             self.ready.set()
             await ended.wait()
         finally:
+            ended.set()
             await close(channel)
 
-    async def _deliver(self, message: AbstractIncomingMessage) -> None:
+    async def _deliver(self, ended: asyncio.Event, message: AbstractIncomingMessage) -> None:
         stamp = message.timestamp.timestamp() if message.timestamp else 0.0
-        delivery = Delivery(message.type, message.body, message.routing_key or "", bool(message.redelivered), stamp, message)
+        delivery = Delivery(message.type, message.body, message.routing_key or "", bool(message.redelivered), stamp, message, ended)
         try:
             await self._handler(delivery)
         except Exception:
