@@ -157,7 +157,7 @@ async def test_trust_taken_away_works_at_once(endpoint: Rig) -> None:
     """A line taken out of trusted_keys stops what waits and what comes; put back, work runs again."""
     keys = endpoint.config.trusted_keys.read_text()
     busy = await endpoint.submit(slow, *[(1.0,)] * WORKERS, retry="never")  # such tasks are never packed: each takes a worker
-    waiting = await endpoint.submit(slow, (1.5,), retry="never")
+    waiting = await endpoint.submit(slow, (0.0,), not_before=int(time.time() * 1000) + 1000)
     await endpoint.until(lambda: endpoint.receipts)
     try:
         endpoint.config.trusted_keys.write_text("# nobody\n")
